@@ -64,9 +64,9 @@ def submit(
     backends = backends_of(target, resolved)
     backend = backends[0]
     # Every mistake is reported before anything is written.
-    made = plan_for(resolved, backend.offer(resolved))
+    made = plan_for(resolved, backend.offer(resolved.places))
     shares = backend.describe(made.missing)
-    backend.check(resolved)
+    backend.check(resolved.places)
     if dry_run:
         print_plan(made)
         for line in shares:
@@ -115,7 +115,7 @@ def retry(
     check_before_training(resolved)
     backends = backends_of(target, resolved)
     backend = backends[0]
-    offered = backend.offer(resolved)
+    offered = backend.offer(resolved.places)
     made = plan_for(resolved, offered)
     chosen = choose([run.status for run in made.runs], runs)
     if target.profile is not None:
@@ -123,7 +123,7 @@ def retry(
         again = {row.run_id for row in chosen if row.state in ended}
         # A series that fits on no node is refused before any attempt is reset.
         backend.describe([*made.missing, *(run for run in made.runs if run.status.run_id in again)])
-        backend.check(resolved)
+        backend.check(resolved.places)
         if ending := wait_for_ending_jobs(resolved, chosen):
             errors.print(
                 f"error: {backend.scheduler} job {', '.join(ending)} is still saving; repeat the command when it has "

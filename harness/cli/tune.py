@@ -76,9 +76,9 @@ def tune(
     trials = [space.trial(case.architecture, case.size, space.corner()) for case in space.cases]
     check_before_training(trials[0])
     (backend,) = backends_of(target, trials[0])
-    backend.check(trials[0])
+    backend.check(trials[0].places)
     if backend.outlives:
-        hours = _gpu_hours(space, trials, backend.offer(trials[0]))
+        hours = _gpu_hours(space, trials, backend.offer(trials[0].places))
         confirm(hours, backend.where, backend.confirm_gpu_hours, yes=yes)
     out = errors if as_json else console
     done = tune_study(

@@ -7,12 +7,15 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from harness.common.disk import write_atomically
 from harness.common.format import counted
 from harness.common.process import identify_process
 from harness.dispatch.base import Handle, Task
+from harness.dispatch.part import Part
 from harness.plan.allocation import Shape
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import read_model
@@ -32,7 +35,7 @@ class Array(Frozen):
     """Unique name, also in SLURM."""
     shape: Shape
     """Resources of each job."""
-    tasks: tuple[Task, ...]
+    tasks: tuple[Annotated[Part | Task, Field(union_mode="left_to_right")], ...]
     packed: bool = False
     """True if one job trains all tasks, packed by Ray on its GPUs; False if each task is an element of the array."""
     device: str = "GPU"

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 
 from harness.common.disk import DISK_THREADS, side_by_side
 from harness.common.format import Estimate
@@ -21,9 +21,9 @@ from harness.common.process import interpreter
 from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machine
 from harness.record.control import Control
 from harness.record.jobs import JobState, JobView
-from harness.record.registry import ResolvedStudy
-from harness.record.root import Launch, Root, read_launch
-from harness.record.series import WorkList, give_up, note_stall, place
+from harness.record.journal import read_progress
+from harness.record.root import Launch, Root, read_launch, read_run
+from harness.record.series import JoinRequest, WorkList, give_up, note_stall, place
 from harness.study.run import Count, Frozen, Positive
 from ssmttm.errors import InputError
 
@@ -31,8 +31,29 @@ if TYPE_CHECKING:
     from harness.plan.plan import PlannedRun
 
 
+class Work(Protocol):
+    """The work list of a task."""
+
+    def requests(self, *, ended: bool = False) -> list[JoinRequest]:
+        """Return the Runs that joined."""
+
+    def joined(self) -> list[Path]:
+        """Return the directories of the Runs that joined and are neither over nor cancelled."""
+
+    def left(self) -> list[Path]:
+        """Return the directories, given or joined, that are neither over nor cancelled."""
+
+    def run_dirs(self) -> list[Path]:
+        """Return the directories of all Runs, given or joined."""
+
+    def close(self, array: str, *, by_force: bool = False, is_over: bool = True) -> bool:
+        """End the work of an array; False, and no change, if Runs that joined are left, unless `by_force`."""
+
+
 class Task(Frozen):
     """A unit of work for a backend: it trains a Series for some of its Runs.
+
+    harness.dispatch.part has tasks of another kind.
 
     An array's file keeps the fields up to `seconds`; the others serve the process that submits. Fields that array
     files had in former versions are ignored.
@@ -52,8 +73,20 @@ class Task(Frozen):
     nodes: Count = Field(default=1, exclude=True)
     hours: Estimate = Field(default=Estimate(), exclude=True)
     """Planned time, including the start."""
+    on_gpu: bool = Field(default=True, exclude=True)
+    """True if it computes on GPUs where there are any, else on cores alone."""
     label: str = Field(default="", exclude=True)
     """Size and architecture, for messages."""
+
+    @property
+    def title(self) -> str:
+        """Name in messages and logs."""
+        return f"series {self.series_id}"
+
+    @property
+    def order(self) -> JsonValue:
+        """Order that a worker understands: the directories of the Runs."""
+        return [str(folder) for folder in self.run_dirs]
 
     @property
     def command(self) -> list[str]:
@@ -71,7 +104,11 @@ class Task(Frozen):
         """Folder of the Series: its journal and its ranks' logs."""
         return self.root.series(self.series_id)
 
-    def work(self, control: Control | None = None) -> WorkList:
+    def control_of(self, jobs_dir: Path) -> Control:
+        """Return the control.jsonl of the study that launched its Series; `jobs_dir` holds its array."""
+        return Control(read_launch(self.root, self.series_id).control)
+
+    def work(self, control: Control | None = None) -> Work:
         """Return the work list of the Series, to which Runs of other studies are added."""
         return WorkList(self.root, self.series_id, [folder.name for folder in self.run_dirs], control)
 
@@ -82,6 +119,18 @@ class Task(Frozen):
     def place(self) -> str:
         """Describe the checkpoints from which training would resume."""
         return place(self.root, self.series_id, self.work().run_dirs())
+
+    def rest(self, run_dirs: Sequence[Path]) -> Task:
+        """Return a task for these of its Runs, with the seconds that are left of it."""
+        steps = max(read_run(run_dir).iterations for run_dir in run_dirs)
+        done = min(read_progress(self.folder).step, steps)
+        seconds = self.seconds * (1 - done / steps)
+        return self.model_copy(update={"run_dirs": tuple(run_dirs), "seconds": seconds})
+
+    @property
+    def has_micro_batch(self) -> bool:
+        """True if it can begin again with a smaller micro-batch."""
+        return True
 
     @property
     def stall_seconds(self) -> float:
@@ -194,12 +243,15 @@ class Backend(ABC):
         """GPU-hours beyond which a submission needs the user's confirmation."""
         return CONFIRM_GPU_HOURS if self.target.profile is None else self.target.profile.confirm_gpu_hours
 
-    def check(self, resolved: ResolvedStudy) -> None:
-        """Raise InputError if it cannot train this study."""
+    def check(self, places: Mapping[str, Path]) -> None:
+        """Raise InputError if its tasks cannot work with these paths; each is named as the user gave it."""
         return
 
-    def offer(self, resolved: ResolvedStudy) -> Cluster:
-        """Return the machine or cluster to plan for; raises InputError if it cannot train the study."""
+    def offer(self, places: Mapping[str, Path]) -> Cluster:
+        """Return the machine or cluster to plan for; raises InputError if its tasks cannot reach these paths.
+
+        Tasks write below the first path.
+        """
         return this_machine()
 
     def describe(self, runs: Sequence[PlannedRun]) -> list[str]:

@@ -111,7 +111,7 @@ class _Group:
         self.handle = handle
         self._watch = Watch(handle.task.stall_seconds, read_beats(handle.task.folder))
         for process in self._processes:
-            process.feed(handle.task.run_dirs)
+            process.feed(handle.task.order)
 
     def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""

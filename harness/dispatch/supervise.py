@@ -147,6 +147,8 @@ def begin_smaller(task: Task, control: Control, since: float, how: str) -> bool:
     time, or another process trains it. `how` says how the worker ended.
     """
     progress = read_progress(task.folder)
+    if not task.has_micro_batch:
+        return False
     if not progress.is_open or progress.started is None or progress.started["t"] < round(since, 3):
         return False
     run, started = read_run(task.run_dirs[0]), progress.started

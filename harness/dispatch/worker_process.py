@@ -1,7 +1,7 @@
 """One rank as a warm process, `python -m harness.train.worker --feed`, which trains one Series after another.
 
-It reads run directories from standard input and replies on standard output; all other output goes to a log. It saves
-and ends on SIGTERM, when its input ends, and when its parent process ends.
+It reads the orders of tasks from standard input and replies on standard output; all other output goes to a log. It
+saves and ends on SIGTERM, when its input ends, and when its parent process ends.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from harness.common.disk import make_folder
 from harness.common.limits import oom_kills
@@ -74,12 +76,12 @@ class RankProcess:
             return EXIT_OUT_OF_MEMORY
         return status
 
-    def feed(self, run_dirs: Sequence[Path]) -> None:
-        """Have it train a Series."""
+    def feed(self, order: JsonValue) -> None:
+        """Have it do the work of a task's order."""
         assert self._process.stdin is not None
         self._oom_kills = oom_kills()
         with contextlib.suppress(BrokenPipeError):  # it has died; `status` tells
-            self._process.stdin.write(json.dumps([str(path) for path in run_dirs]).encode() + b"\n")
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
 
     def listen(self, seconds: float = 0.0) -> None:

@@ -357,7 +357,7 @@ def _attempt_files(directory: Path) -> list[_AttemptFile]:
 
 def check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
     """Return a function that raises ValueError for a line that lacks a field its event needs."""
-    is_run = directory.parent.name != "series"
+    is_run = directory.parent.name not in {"series", "parts"}
 
     def check(fields: dict[str, Any]) -> None:
         event = fields["event"]

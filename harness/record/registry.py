@@ -114,6 +114,11 @@ class ResolvedStudy:
     record: Path | None = None
     """The study.json it was read from; None if it was read from the user's YAML."""
 
+    @property
+    def places(self) -> dict[str, Path]:
+        """The paths that its tasks need, each by the name that the user knows; they write below the first."""
+        return {"--root": self.root.path, "corpus.path": self.study.corpus.path}
+
 
 def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
     """Find the study's corpus and encoder, downloaded only with `fetch`, and expand its grid; raises InputError."""

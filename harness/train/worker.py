@@ -1,7 +1,7 @@
 """Train the Runs of some directories: the program that every backend starts.
 
     python -m harness.train.worker RUN_DIR...         one process, or the ranks that a scheduler starts
-    python -m harness.train.worker --feed             one JSON list of run directories a line on standard input
+    python -m harness.train.worker --feed             one order a line on standard input: a JSON list of RUN_DIRs
     python -m harness.train.worker --supervised RUN_DIR...   under a supervisor that reads the journals (slurm.job)
 
 Runs of one Series train together along their trunk. When the Runs it was given are over, a worker trains those that
@@ -51,6 +51,7 @@ from harness.study.run import Run
 from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
+from harness.train.part import work_on
 from harness.train.ranks import (
     Ranks,
     device_name,
@@ -133,17 +134,20 @@ def _serve(stop: StopFlag) -> int:
     requests = PipeReader(sys.stdin.fileno())
     while not stop.reason and not requests.is_ended:
         for line in requests.read(LISTEN_SECONDS):
-            outcome = _train_fed([Path(name) for name in json.loads(line)], stop)
+            outcome = _work_fed(json.loads(line), stop)
             replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
 
 
-def _train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
-    """Train the Runs of these directories; return the outcome of `train_series`, or no_space."""
+def _work_fed(order: Any, stop: StopFlag) -> str:
+    """Train the Runs of a list of directories, or do another order; return the outcome, or no_space."""
     outcome = "failed"
     try:
-        for root, runs in group_by_series(run_dirs):
-            outcome = train_series(runs, root, stop)
+        if not isinstance(order, list):
+            outcome = work_on(order, stop)
+        else:
+            for root, runs in group_by_series(map(Path, order)):
+                outcome = train_series(runs, root, stop)
     except InputError as error:
         log.error("%s", error)
     except DiskFull as error:

@@ -46,7 +46,7 @@ class TrialRunner(ABC):
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
         """Open a backend for a search, of which `resolved` is any trial."""
         self.backend = backend.__enter__()
-        self.cluster = backend.offer(resolved)
+        self.cluster = backend.offer(resolved.places)
         self.reader = StatusReader(resolved.root, resolved.study.name)
 
     @abstractmethod

@@ -22,8 +22,6 @@ from harness.dispatch.ray.host import RayDown
 from harness.dispatch.slurm.settle import run_job
 from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
-from harness.record.journal import read_progress
-from harness.record.root import read_run
 from harness.record.series import unfinished
 from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag
 
@@ -117,20 +115,12 @@ class _Tasks:
         left = []
         for task in tasks:
             if run_dirs := [folder for folder in task.run_dirs if folder in unfinished_runs]:
-                left.append(_rest(task, run_dirs))
+                left.append(task.rest(run_dirs))
             elif joined := task.work().joined():  # the workers find them by themselves
-                left.append(_rest(task, joined).model_copy(update={"run_dirs": task.run_dirs}))
+                left.append(task.rest(joined).model_copy(update={"run_dirs": task.run_dirs}))
             else:
                 self._over.add(task.series_id)
         return left
-
-
-def _rest(task: Task, run_dirs: Sequence[Path]) -> Task:
-    """Return a task for these Runs of a task, with the seconds that are left of it."""
-    steps = max(read_run(run_dir).iterations for run_dir in run_dirs)
-    done = min(read_progress(task.folder).step, steps)
-    seconds = task.seconds * (1 - done / steps)
-    return task.model_copy(update={"run_dirs": tuple(run_dirs), "seconds": seconds})
 
 
 if __name__ == "__main__":

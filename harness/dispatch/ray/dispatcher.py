@@ -90,7 +90,7 @@ class RayDispatcher(WarmBackend):
         if group.is_ready and not was_ready:
             self._starts.append(time.monotonic() - group.began)
         if found is not None:
-            log.info("series %s: %s, on %s", found[0].task.series_id, found[1], group.key)
+            log.info("%s: %s, on %s", found[0].task.title, found[1], group.key)
         if found is not None or group.is_gone:
             self._decide_at = 0.0
         if found is not None and group.node_failure is not None and not self.has_one_machine:
@@ -101,7 +101,7 @@ class RayDispatcher(WarmBackend):
         """Remember a bad node, and have the task run elsewhere unless it met several; returns the task's state."""
         name, job = _names().get(node, node), scheduler_job()
         runs = [folder.name for folder in task.left(self._control)]
-        log.error("node %s has failed, and not series %s: %s", name, task.series_id, reason)
+        log.error("node %s has failed, and not %s: %s", name, task.title, reason)
         remember_node(self._control, name, reason, runs, job.job_id if job else "")
         events = self._control.read()
         if len(met := nodes_met_in(events, runs)) < MOST_BAD_NODES:
@@ -161,7 +161,7 @@ class RayDispatcher(WarmBackend):
                 case packing.Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
                 case packing.Feed(group, task):
-                    log.info("series %s: to %s", self.waiting[task.key].task.series_id, group.key)
+                    log.info("%s: to %s", self.waiting[task.key].task.title, group.key)
                     held[group.key].feed(self.waiting.pop(task.key))
                 case packing.Start(task, places) if self._may_start():
                     self._start(self.waiting.pop(task.key), task.request, places)
@@ -180,8 +180,8 @@ class RayDispatcher(WarmBackend):
 
     def _start(self, handle: Handle, request: packing.Request, nodes: tuple[str, ...]) -> None:
         new = RankGroup(request, nodes, self.log_dir, servers=self._servers, on_gpus=self.on_gpus)
-        series_id, count = handle.task.series_id, len(set(nodes))
-        log.info("series %s: to %s, %d ranks on %d nodes", series_id, new.key, len(nodes), count)
+        title, count = handle.task.title, len(set(nodes))
+        log.info("%s: to %s, %d ranks on %d nodes", title, new.key, len(nodes), count)
         new.feed(handle)
         self.groups.append(new)
 
@@ -231,7 +231,7 @@ class RayDispatcher(WarmBackend):
         if not offered:
             raise RayDown(f"Ray has had no node for {NO_NODE_SECONDS:.0f} s; see the logs of its nodes")
         raise InputError(
-            f"series {task.series_id}: takes {large[0].request.share * task.ranks:g} {kind} of one node, or of "
+            f"{task.title}: takes {large[0].request.share * task.ranks:g} {kind} of one node, or of "
             f"several whole nodes; the nodes of this Ray have {offered}"
         )
 

@@ -22,7 +22,6 @@ from harness.plan.cluster import Cluster
 from harness.plan.plan import PlannedRun
 from harness.record.jobs import JobView, SchedulerUnavailable
 from harness.record.provenance import installed_version
-from harness.record.registry import ResolvedStudy
 from harness.record.series import RAY_JOB
 from ssmttm.errors import InputError
 
@@ -54,15 +53,14 @@ class RayCluster(Backend):
         """Client of the cluster's job server. Raises SchedulerUnavailable."""
         return RayJobs(self.address)
 
-    def offer(self, resolved: ResolvedStudy) -> Cluster:
-        """Inspect the cluster; raises InputError if it cannot be reached or cannot train the study."""
+    def offer(self, places: Mapping[str, Path]) -> Cluster:
+        """Inspect the cluster; raises InputError if it cannot be reached, or does not see two of these paths."""
         if self._seen is None:
-            root, corpus = resolved.root.path.absolute(), resolved.study.corpus.path.absolute()
             try:
-                seen = _inspect(self.server, root, corpus)
+                seen = _inspect(self.server, *(path.absolute() for path in places.values()))
             except SchedulerUnavailable as gone:
                 raise InputError(f"--ray-address {gone}") from gone
-            check_seen(self.address, seen, root, corpus)
+            check_seen(self.address, seen, places)
             self._seen = cluster_of(self.address, seen)
         return self._seen
 
@@ -134,14 +132,14 @@ def cluster_of(address: str, seen: Seen) -> Cluster:
     )
 
 
-def _inspect(jobs: RayJobs, root: Path, corpus: Path) -> Seen:
-    # A file of a unique name tells ROOT from another folder of the same path. If ROOT does not exist, its parent must.
-    there = next(folder for folder in (root, *root.parents) if folder.is_dir())
+def _inspect(jobs: RayJobs, written: Path, read: Path) -> Seen:
+    # A file of a unique name tells the folder from another one of the same path. If it does not exist, its parent must.
+    there = next(folder for folder in (written, *written.parents) if folder.is_dir())
     mark = there / f".ssmscale-seen-{uuid.uuid4().hex[:8]}"
     name = f"ssmscale-look-{uuid.uuid4().hex[:8]}"
     try:
         mark.touch()
-        jobs.submit(name, python_there("-m", "harness.dispatch.ray.job_server", str(mark), str(corpus)), {})
+        jobs.submit(name, python_there("-m", "harness.dispatch.ray.job_server", str(mark), str(read)), {})
         status, output = jobs.wait(name, INSPECT_SECONDS)
     finally:
         mark.unlink(missing_ok=True)
@@ -155,8 +153,9 @@ def _inspect(jobs: RayJobs, root: Path, corpus: Path) -> Seen:
     raise jobs.unavailable(f"the inspection job ended {status}; its output ends: {lines[-1]}")
 
 
-def check_seen(address: str, seen: Seen, root: Path, corpus: Path) -> None:
-    """Raise InputError if a version on the cluster does not fit, or a node cannot see ROOT or the corpus."""
+def check_seen(address: str, seen: Seen, places: Mapping[str, Path]) -> None:
+    """Raise InputError if a version on the cluster does not fit, or a node cannot see these two paths."""
+    (writing, written), (reading, read) = ((name, path.absolute()) for name, path in places.items())
     ours = installed_version("ssmscale")
     if seen.ssmscale != ours:
         raise InputError(
@@ -167,9 +166,10 @@ def check_seen(address: str, seen: Seen, root: Path, corpus: Path) -> None:
         oldest = ".".join(map(str, OLDEST_RAY))
         raise InputError(f"--ray-address {address}: runs Ray {seen.ray}; {oldest} or later is needed")
     for node in seen.nodes:
-        if str(corpus) in node.hidden:
-            raise InputError(f"corpus.path: {corpus}: node {node.name} of Ray at {address} does not see it")
+        if str(read) in node.hidden:
+            raise InputError(f"{reading}: {read}: node {node.name} of Ray at {address} does not see it")
         if node.hidden:
             raise InputError(
-                f"--root: {root}: node {node.name} of Ray at {address} does not see it; it must be on shared storage"
+                f"{writing}: {written}: node {node.name} of Ray at {address} does not see it; it must be on shared "
+                "storage"
             )

@@ -14,10 +14,12 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from harness.common.process import read_end
 from harness.dispatch.base import Handle
@@ -276,9 +278,7 @@ class RankGroup:
         self._watch = Watch(task.stall_seconds)
         for number, rank in enumerate(self._ranks):
             rank.beat = None
-            rank.actor.feed.remote(
-                [str(folder) for folder in task.run_dirs], str(beat_file(task.folder, number))
-            )
+            rank.actor.feed.remote(task.order, str(beat_file(task.folder, number)))
 
     def _clear_away(self) -> None:
         import ray
@@ -341,11 +341,11 @@ class RankActor:
         """Start the rank, by its node's rank server if there is one."""
         self._process = RankProcess(environment, Path(log), server)
 
-    def feed(self, run_dirs: Sequence[str], beat_file: str) -> None:
-        """Have the rank train a Series; its heartbeat will be in that file."""
+    def feed(self, order: JsonValue, beat_file: str) -> None:
+        """Have the rank do the work of an order; its heartbeat will be in that file."""
         self._beat_file = Path(beat_file)
         self._beat_before = read_beat(self._beat_file)
-        self._process.feed([Path(folder) for folder in run_dirs])
+        self._process.feed(order)
 
     def report(self, seconds: float) -> RankReport:
         """Return the rank's state, waiting up to `seconds` for a change."""

@@ -30,7 +30,6 @@ from harness.record.control import Control
 from harness.record.jobs import JobView, SchedulerUnavailable
 from harness.record.nodes import NODE_FAILURES, BadNode, bad_nodes_in
 from harness.record.provenance import record_code
-from harness.record.registry import ResolvedStudy
 from ssmttm.errors import InputError
 
 
@@ -61,11 +60,11 @@ class SlurmBackend(Backend):
         assert self.target.profile is not None
         return self.target.profile
 
-    def check(self, resolved: ResolvedStudy) -> None:
-        """Raise InputError for an unknown partition, an unshared ROOT or corpus, or code that cannot be copied."""
+    def check(self, places: Mapping[str, Path]) -> None:
+        """Raise InputError for an unknown partition, a path that is not shared, or code that cannot be copied."""
         profile = self.profile
-        profile.check_shared("--root", resolved.root.path)
-        profile.check_shared("corpus.path", resolved.study.corpus.path)
+        for option, path in places.items():
+            profile.check_shared(option, path)
         if profile.snapshot:
             check_copying(self.study_dir)
         known = set(call("sinfo", "--noheader", "--format=%R").split())
@@ -79,13 +78,14 @@ class SlurmBackend(Backend):
         names = ",".join(profile.partitions)
         of_nodes = ("sinfo", "--noheader", "--Node", f"--partition={names}", "--format=%N")
         if bad and set(call(*of_nodes).split()) <= set(bad):
+            root = places.get("--root")
+            remedy = "" if root is None else f" --root {shlex.quote(str(root))}"
             raise InputError(
                 f"--cluster {profile.name}: every node of {names} has failed under this study: "
-                f"{'; '.join(map(str, bad.values()))}; once one is repaired: ssmscale doctor "
-                f"--root {shlex.quote(str(resolved.root.path))} --forget-node NODE"
+                f"{'; '.join(map(str, bad.values()))}; once one is repaired: ssmscale doctor{remedy} --forget-node NODE"
             )
 
-    def offer(self, resolved: ResolvedStudy) -> Cluster:
+    def offer(self, places: Mapping[str, Path]) -> Cluster:
         """Return the profile's cluster."""
         return self.profile.cluster()
 
@@ -145,7 +145,7 @@ class SlurmBackend(Backend):
     def _shape(self, task: Task) -> Shape:
         """Return the resources of a job, with its ranks' share of each node's memory."""
         profile, a_node = self.profile, task.ranks // task.nodes
-        most = profile.gpus or max(1, profile.cores // task.threads)
+        most = (profile.gpus if task.on_gpu else 0) or max(1, profile.cores // task.threads)
         memory = round(profile.memory_gib * min(1.0, a_node / most), 2)
         return Shape(nodes=task.nodes, ranks=task.ranks, threads=task.threads, memory_gib=max(0.5, memory))
 
@@ -233,7 +233,7 @@ class SlurmBackend(Backend):
             "constraint": profile.constraint,
             "exclude": ",".join(dict.fromkeys(avoided)) or None,
         }
-        if profile.gpus:
+        if profile.gpus and any(task.on_gpu for task in array.tasks):
             kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
             optional["gpus_per_node"] = f"{kind}{shape.ranks_a_node}"
         return {

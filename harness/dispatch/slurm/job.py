@@ -35,7 +35,6 @@ from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress
 from harness.record.kinds import TIME_LIMIT_SIGNAL, Kind
 from harness.record.nodes import node_failure_in, remember_node
-from harness.record.root import read_launch
 from harness.record.series import JoinRequest
 from harness.train.meeting import make_meeting
 from harness.train.stopping import (
@@ -94,7 +93,7 @@ def _after_setup(array_file: Path, array: Array) -> int:
 
 def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    start = start_of(task, array.name)
+    start = start_of(task, array_file.parent.parent, array.name)
     while True:
         before, began, known = start.place(), time.time(), start.requests()
         kills, logs = oom_kills(), rank_logs(task)
@@ -108,10 +107,9 @@ def _train(array_file: Path, array: Array) -> int:
             return settle(start, code, began, before, stall, logs=logs, ranks_a_node=a_node)
 
 
-def start_of(task: Task, array: str = "") -> JobStart:
-    """Return this start of the job, which trains one task of an array."""
-    control = Control(read_launch(task.root, task.series_id).control)
-    return JobStart(job_number(), task.root, control, (task,), array=array)
+def start_of(task: Task, study_dir: Path, array: str = "") -> JobStart:
+    """Return this start of the job, which runs one task of an array of the study of that directory."""
+    return JobStart(job_number(), task.root, task.control_of(study_dir), (task,), array=array)
 
 
 def has_more(start: JobStart, code: int, began: float, known: Sequence[JoinRequest]) -> bool:
@@ -208,8 +206,8 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> tuple[int, str | No
         SSMSCALE_MEETING=str(meeting), OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads
     )
     log.info(
-        "series %s: %s %d ranks on %s",
-        task.series_id,
+        "%s: %s %d ranks on %s",
+        task.title,
         STARTS,
         shape.ranks,
         os.environ.get("SLURM_JOB_NODELIST"),

@@ -81,7 +81,7 @@ def test_forked_ranks_reach_to_the_bit_the_losses_of_plain_ones_which_start_if_t
         ((_, runs),) = prepared(root, study_fields, micro_batch=4)
         ranks = start(address, 2, tmp_path / name)
         for rank in ranks:
-            rank.feed([root.run(run.run_id) for run in runs])
+            rank.feed([str(root.run(run.run_id)) for run in runs])
         assert outcome(ranks) == {"finished"}, (tmp_path / name / "ranks.log").read_text()
         assert stop(ranks) == [0, 0]
         reached.append(losses(root, study_fields))
@@ -125,7 +125,7 @@ def test_a_forked_rank_saves_and_ends_with_its_client_and_with_its_server(
     root = Root(tmp_path)
     ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
     (rank,) = start(server.address, 1, tmp_path)
-    rank.feed([root.run(run.run_id) for run in runs])
+    rank.feed([str(root.run(run.run_id)) for run in runs])
     (series,) = root.path.glob("series/*")
     wait_until(lambda: read_progress(series).step > 3)
     (began,) = processes_of(root)

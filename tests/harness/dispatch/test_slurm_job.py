@@ -34,7 +34,7 @@ class Stopped:
         write_launch(root, point.series_id, launch)
 
     def by(self, name: str, code: int = 0) -> int:
-        start, began = start_of(self.task), time.time() - 1
+        start, began = start_of(self.task, Path()), time.time() - 1
         before = start.place()
         with begin_series(self.root, self.run) as journal:
             journal.append(Event.PREEMPTED, reason=name)
@@ -42,7 +42,7 @@ class Stopped:
 
     def meets(self, line: str) -> int:
         """A rank logs a line, and its node ends all ranks."""
-        start, logs = start_of(self.task), rank_logs(self.task)
+        start, logs = start_of(self.task, Path()), rank_logs(self.task)
         make_folder(self.task.folder / "logs")
         with (self.task.folder / "logs" / "rank-0.log").open("a") as log:
             log.write(f"Traceback\n{line}\n")
@@ -50,7 +50,7 @@ class Stopped:
 
     def dies(self, code: int = 1, began: float | None = None, stall: str | None = None) -> int:
         """The ranks of a start end: of a later one, before they write anything, unless it `began` earlier."""
-        start = start_of(self.task)
+        start = start_of(self.task, Path())
         before = start.place()
         if stall is not None:
             self.task.note_stall(stall)

@@ -268,7 +268,7 @@ def job(scontrol: Path, here_root: Root, study_fields: Fields) -> Task:
 def test_a_job_preempted_while_it_trains_a_run_that_joined_is_requeued(
     job: Task, scontrol: Path, here_root: Root
 ) -> None:
-    start = start_of(job, ARRAY)
+    start = start_of(job, Path(), ARRAY)
     (joined,) = job.work().joined()
     began, before = time.time() - 1, start.place()
     with begin_run(here_root, read_run(joined)) as journal:
@@ -279,7 +279,7 @@ def test_a_job_preempted_while_it_trains_a_run_that_joined_is_requeued(
 
 
 def test_a_job_whose_ranks_ended_just_before_a_run_joined_starts_them_again_and_once(job: Task) -> None:
-    start, began = start_of(job, ARRAY), time.time()
+    start, began = start_of(job, Path(), ARRAY), time.time()
     assert has_more(start, 0, began, known=[])
     assert not has_more(start, 0, began, known=start.requests())  # other processes train it
     (joined,) = job.work().joined()

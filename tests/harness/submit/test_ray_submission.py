@@ -202,5 +202,5 @@ def test_a_cluster_is_planned_for_by_its_nodes_with_gpus_each_as_its_weakest() -
 )
 def test_a_cluster_that_does_not_fit_is_refused_with_the_reason(found: Seen, problem: str) -> None:
     with pytest.raises(InputError) as raised:
-        existing.check_seen("http://h:1", found, Path("/runs"), Path("/corpus"))
+        existing.check_seen("http://h:1", found, {"--root": Path("/runs"), "corpus.path": Path("/corpus")})
     assert problem in str(raised.value)
