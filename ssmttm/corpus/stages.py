@@ -6,6 +6,7 @@ A pretrained codec is loaded before the tracks are read, and none is fitted.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +16,13 @@ from ssmttm.codec.base import CODEC_FILE, Codec
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.rvq import RvqCodec, RvqConfig
 from ssmttm.corpus.bach_captions import place_phrase
-from ssmttm.corpus.manifest import Clip, ShardFacts, Skipped
-from ssmttm.corpus.pool import Pool
-from ssmttm.corpus.progress import Progress
+from ssmttm.corpus.manifest import MANIFEST, Clip, ShardFacts, Skipped
+from ssmttm.corpus.progress import PULSE_SECONDS, Progress
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.split import clips_of, shard_plans
-from ssmttm.corpus.tracks import TrackRecord, encode_shard, finished_record, load_frames, mel_of, read_track
+from ssmttm.corpus.tracks import TrackRecord, finished_record, load_frames, mel_of
+from ssmttm.corpus.workers import Workers
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,15 +34,25 @@ _FIT_FRAMES = 100_000
 _FIT_FRAMES_AN_ENTRY = 150
 
 
-def read_tracks(pool: Pool, refs: Sequence[TrackRef], work: Path, progress: Progress) -> list[TrackRecord]:
-    """Return the record of every track, by name; tracks that an earlier build finished are not read again."""
+def read_tracks(
+    workers: Workers, refs: Sequence[TrackRef], spec: BuildSpec, corpus: Path, work: Path, progress: Progress
+) -> tuple[list[TrackRecord], float]:
+    """Return the record of every track, and the seconds of audio that were read; none is read that has a record.
+
+    Raises FileNotFoundError if another worker has finished the corpus and removed the records.
+    """
     finished = {ref.track: finished_record(work, ref.track) for ref in refs}
     records = [record for record in finished.values() if record is not None]
+    missing = [ref for ref in refs if finished[ref.track] is None]
+    if missing and (corpus / MANIFEST).exists():
+        raise FileNotFoundError(f"{work}: has no record of {missing[0].track}")
     progress.stage("read tracks", len(refs), len(records))
-    for record in pool.run(read_track, [ref for ref in refs if finished[ref.track] is None]):
+    frames = 0
+    for record in workers.read(missing):
         records.append(record)
-        progress.advance()
-    return sorted(records, key=lambda record: record.track)
+        frames += record.frames
+        progress.advance(record.frames / spec.frame_rate)
+    return records, frames / spec.frame_rate
 
 
 def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list[TrackRecord], list[Skipped]]:
@@ -106,16 +117,34 @@ def pretrained_codec(spec: BuildSpec, device: str) -> "NeuralCodec | None":
     return NeuralCodec.of_model(spec.codec, spec.codec_model, spec.codebooks, device)
 
 
-def encode(
-    pool: Pool, splits: dict[str, list[TrackRecord]], spec: BuildSpec, progress: Progress
+def write_shards(
+    workers: Workers,
+    splits: dict[str, list[TrackRecord]],
+    spec: BuildSpec,
+    progress: Progress,
+    first: float = 0.0,
 ) -> dict[str, list[ShardFacts]]:
-    """Write the shards of all splits; return their facts in order."""
+    """Write the shards of all splits, with the workers of other builds; return their facts in order.
+
+    first: the share of the shards after which to begin, so that each build begins elsewhere.
+    """
     plans = [plan for split, records in splits.items() for plan in shard_plans(split, records, spec)]
+    begin = int(first * len(plans))
+    left = [*plans[begin:], *plans[:begin]]
     progress.stage("write shards", len(plans), 0)
     done: dict[tuple[str, int], ShardFacts] = {}
-    for split, number, facts in pool.run(encode_shard, plans):
-        done[split, number] = facts
-        progress.advance()
+    while left:
+        of_others = []
+        for plan, facts in workers.write(left):
+            if facts is None:
+                of_others.append(plan)
+            else:
+                done[plan.split, plan.number] = facts
+                progress.advance()
+        left = of_others
+        if left:
+            progress.pulse()
+            sleep(PULSE_SECONDS)
     return {split: [done[key] for key in sorted(done) if key[0] == split] for split in splits}
 
 

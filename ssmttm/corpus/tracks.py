@@ -7,18 +7,19 @@ so that a track with a record is finished and never read again.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from filelock import Timeout
 from pydantic import ValidationError
 
-from ssmttm.codec.base import Codec
+from ssmttm.codec.base import Audio, Codec, Codes
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
@@ -27,6 +28,7 @@ from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, Trac
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
 from ssmttm.files import Frozen, read_document, replacing, sha256_file, write_atomically
+from ssmttm.locks import file_lock
 
 _CLIPS_AT_ONCE = 8  # encoded together by a pretrained codec: 40 MB of audio at 30 s and 44.1 kHz
 
@@ -60,6 +62,13 @@ class ShardPlan(NamedTuple):
     clips: tuple[ClipPlace, ...]
 
 
+class Encoder(Protocol):
+    """Turns audio into tokens, in this process or another."""
+
+    def encode(self, audio: Audio) -> Codes:
+        """Return codes (batch, codebooks, frames) of mono audio (batch, samples)."""
+
+
 @dataclass
 class _Worker:
     spec: BuildSpec
@@ -67,6 +76,9 @@ class _Worker:
     corpus: Path
     work: Path
     device: str
+    encoder: Encoder | None
+    """Encodes with the pretrained codec; None to load the corpus's own here."""
+    pulse: Callable[[], None]
 
     @cached_property
     def codec(self) -> Codec:
@@ -88,10 +100,17 @@ def make_source(spec: BuildSpec) -> Source:
     return FolderSource(spec)
 
 
-def start_worker(spec: BuildSpec, corpus: Path, work: Path, device: str) -> None:
-    """Set what this process builds."""
+def start_worker(
+    spec: BuildSpec,
+    corpus: Path,
+    work: Path,
+    device: str,
+    encoder: Encoder | None = None,
+    pulse: Callable[[], None] = lambda: None,
+) -> None:
+    """Set what this process builds; `pulse` is called several times within a long track."""
     global _worker  # noqa: PLW0603  # shared by all jobs of a process
-    _worker = _Worker(spec, make_source(spec), corpus, work, device)
+    _worker = _Worker(spec, make_source(spec), corpus, work, device, encoder, pulse)
 
 
 def read_track(ref: TrackRef) -> TrackRecord:
@@ -123,14 +142,23 @@ def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float
     return file.reshape(-1, spec.mel_bands if fitted else spec.codebooks)
 
 
-def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
-    """Write one shard of tokens; return its split, number and facts."""
+def encode_shard(plan: ShardPlan) -> tuple[ShardPlan, ShardFacts | None]:
+    """Write one shard of tokens; return its facts, None if a worker of another process is writing it."""
     worker = _this_worker()
     name = shard_name(plan.split, plan.number)
     path = worker.corpus / name
-    if path.is_file():  # an earlier build wrote it, whole, from the same recipe
-        facts = ShardFacts(file=name, clips=len(plan.clips), sha256=sha256_file(path))
-        return plan.split, plan.number, facts
+    if not path.is_file():
+        try:
+            with file_lock(worker.work / f"{name}.lock", wait=False):
+                if not path.is_file():
+                    return plan, _write_shard(worker, plan)
+        except Timeout:
+            return plan, None
+    # Another worker or an earlier build wrote it, whole, from the same recipe.
+    return plan, ShardFacts(file=name, clips=len(plan.clips), sha256=sha256_file(path))
+
+
+def _write_shard(worker: _Worker, plan: ShardPlan) -> ShardFacts:
     codes = np.zeros((len(plan.clips), worker.spec.codebooks, worker.spec.frames), dtype=np.uint16)
     for row, clip in enumerate(plan.clips):
         frames = load_frames(worker.work, clip.track, worker.spec)
@@ -140,7 +168,7 @@ def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
             codes[row, :, : clip.frames] = worker.codec.quantise(part.astype(np.float32))
         else:
             codes[row, :, : clip.frames] = part.T
-    return plan.split, plan.number, write_shard(worker.corpus, plan.split, plan.number, codes)
+    return write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
 def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
@@ -151,12 +179,13 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
     if spec.codec == "rvq":
         groups, dtype = mel_of(spec).stream(opened.blocks), "<f2"
     else:
-        groups, dtype = _codes(worker.codec, opened.blocks, spec), "<u2"
+        groups, dtype = _codes(worker.encoder or worker.codec, opened.blocks, spec), "<u2"
     frames = 0
     with replacing(_frames_file(worker.work, ref.track, spec)) as file:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
+            worker.pulse()
     skipped = ""
     if frames < spec.min_frames:
         least = spec.min_frames / spec.frame_rate
@@ -169,7 +198,7 @@ def mel_of(spec: BuildSpec) -> LogMel:
     return LogMel(sample_rate=spec.sample_rate, frame_rate=int(spec.frame_rate), bands=spec.mel_bands)
 
 
-def _codes(codec: Codec, blocks: Iterable[Array], spec: BuildSpec) -> Iterator[npt.NDArray[np.uint16]]:
+def _codes(codec: Encoder, blocks: Iterable[Array], spec: BuildSpec) -> Iterator[npt.NDArray[np.uint16]]:
     """Yield the codes (n, codebooks) of a track's clips, one clip after another."""
     clip = spec.frames * round(spec.sample_rate / spec.frame_rate)  # samples
     pieces = _cut(blocks, clip)
