@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import Timeout
 from pydantic import JsonValue
@@ -46,10 +45,7 @@ from ssmttm.errors import InputError
 from ssmttm.files import parse_json, read_document, write_atomically
 from ssmttm.locks import file_lock
 
-if TYPE_CHECKING:
-    from ssmttm.codec.neural import NeuralCodec
-
-_WORK = ".work"
+_WORK, _RECIPE_FILE = ".work", "recipe.json"
 _BEGIN_SECONDS = 60.0
 """Longest time to wait for other workers that begin; builds of former versions hold the lock to their end."""
 JOBS = "jobs"
@@ -59,15 +55,21 @@ JOBS = "jobs"
 class OpenBuild:
     """A build of one corpus: what it is made of, checked; nothing is written yet."""
 
-    def __init__(self, spec: BuildSpec, out: Path, device: str = "cpu") -> None:
+    def __init__(
+        self, spec: BuildSpec, out: Path, device: str = "cpu", *, computes_elsewhere: bool = False
+    ) -> None:
         """Open a build. Raises InputError if the source or the codec's model is wrong, or `out` holds something else.
 
-        device: `cpu` or `cuda`, where a pretrained codec computes.
+        device: `cpu` or `cuda`, where a pretrained codec computes: of this machine unless the build
+        `computes_elsewhere`.
         """
-        self.codec = pretrained_codec(spec, device)
+        if computes_elsewhere and device not in {"cpu", "cuda"}:
+            raise InputError(f"--device {device}: other machines compute; choose cpu or cuda")
+        is_here = spec.codec == "rvq" or not computes_elsewhere
+        self.codec = pretrained_codec(spec, device if is_here else "cpu")
         self.spec = spec if self.codec is None else spec.settled(self.codec.facts)
         self.out, self.work = out, out / _WORK
-        self.device = "cpu" if self.codec is None else self.codec.device
+        self.device = device
         self.source = make_source(self.spec)
         self.recipe: dict[str, JsonValue] = {
             "recipe": RECIPE,
@@ -79,6 +81,18 @@ class OpenBuild:
         is_new = not self.is_finished and not self.work.exists()
         if is_new and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out}: exists and is not a corpus; choose another folder or empty it")
+
+    def check(self) -> None:
+        """Raise InputError if `out` holds a build of another specification, finished or not."""
+        if self.is_finished:
+            self.result()
+            return
+        path = self.work / _RECIPE_FILE
+        if path.exists():
+            before = {
+                key: value for key, value in parse_json(read_document(path)).items() if key != "made_with"
+            }
+            _refuse_differing(before, self.recipe, self.out)
 
     @property
     def is_finished(self) -> bool:
@@ -92,7 +106,7 @@ class OpenBuild:
     @cached_property
     def full_recipe(self) -> dict[str, JsonValue]:
         """The recipe with the versions of the libraries."""
-        return {**self.recipe, "made_with": _made_with(self.source, self.codec)}
+        return {**self.recipe, "made_with": _made_with(self.source, self.device if self.codec else None)}
 
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
         """Return the tracks to read, and those that cannot be used."""
@@ -251,11 +265,12 @@ class _Building:
         }
 
 
-def _made_with(source: Source, codec: "NeuralCodec | None") -> dict[str, JsonValue]:
-    names = ("numpy", "scipy", "scikit-learn") if codec is None else ("numpy", "torch", "transformers")
+def _made_with(source: Source, device: str | None) -> dict[str, JsonValue]:
+    """Return the versions of the libraries, and the device of a pretrained codec."""
+    names = ("numpy", "scipy", "scikit-learn") if device is None else ("numpy", "torch", "transformers")
     found = source.made_with() | {name: installed_version(name) for name in names}
     # A GPU rounds differently from a CPU, and sometimes another entry is the nearest.
-    return found if codec is None else found | {"device": codec.device}
+    return found if device is None else found | {"device": device}
 
 
 def _finished(recipe: dict[str, JsonValue], out: Path) -> Manifest:
@@ -272,15 +287,19 @@ def _finished(recipe: dict[str, JsonValue], out: Path) -> Manifest:
 
 def _claim(recipe: dict[str, JsonValue], out: Path) -> None:
     """Record the recipe of this build, or check that an earlier, unfinished build had the same."""
-    path = out / _WORK / "recipe.json"
+    path = out / _WORK / _RECIPE_FILE
     if path.exists():
-        found = differences(parse_json(read_document(path)), recipe)
-        if found:
-            raise InputError(
-                f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "
-                "build elsewhere, or remove it"
-            )
+        _refuse_differing(parse_json(read_document(path)), recipe, out)
     write_atomically(path, json.dumps(recipe, indent=1).encode())
+
+
+def _refuse_differing(before: dict[str, JsonValue], recipe: dict[str, JsonValue], out: Path) -> None:
+    found = differences(before, recipe)
+    if found:
+        raise InputError(
+            f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "
+            "build elsewhere, or remove it"
+        )
 
 
 def _remove_leftovers(out: Path) -> None:

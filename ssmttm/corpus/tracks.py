@@ -120,10 +120,46 @@ def read_track(ref: TrackRef) -> TrackRecord:
         frames, facts, skipped = _read(worker, ref)
     except SkipTrackError as error:
         frames, facts, skipped = 0, None, str(error)
+    return _keep_record(worker.work, ref, frames, facts, skipped)
+
+
+class Decoded(NamedTuple):
+    """The end of a track's audio: facts of the track, or the reason to leave it out."""
+
+    facts: TrackFacts | None
+    skipped: str
+
+
+def decode_track(ref: TrackRef) -> Iterator[Array | Decoded]:
+    """Yield a track's clips in batches (clips, samples) that a codec encodes together, and at last `Decoded`."""
+    worker = _this_worker()
+    try:
+        opened = worker.source.open(ref)
+        yield from _batches(opened.blocks, worker.spec)
+    except SkipTrackError as error:
+        yield Decoded(None, str(error))
+    else:
+        yield Decoded(opened.facts, "")
+
+
+def keep_codes(
+    work: Path, spec: BuildSpec, ref: TrackRef, end: Decoded, codes: Iterable[Codes]
+) -> TrackRecord:
+    """Write the codes (batch, codebooks, frames) of a decoded track's batches as its frames; return its record."""
+    frames, skipped = 0, end.skipped
+    if not skipped:
+        frames = _write_frames(work, spec, ref, _frames_of(codes))
+        skipped = _too_short(frames, spec)
+    return _keep_record(work, ref, frames, end.facts, skipped)
+
+
+def _keep_record(
+    work: Path, ref: TrackRef, frames: int, facts: TrackFacts | None, skipped: str
+) -> TrackRecord:
     record = TrackRecord(
         track=ref.track, piece=ref.piece, group=ref.group, frames=frames, facts=facts, skipped=skipped
     )
-    write_atomically(_file(worker.work, ref.track, "json"), record.model_dump_json().encode())
+    write_atomically(_file(work, ref.track, "json"), record.model_dump_json().encode())
     return record
 
 
@@ -177,20 +213,37 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
     opened = worker.source.open(ref)
     groups: Iterator[npt.NDArray[np.generic]]
     if spec.codec == "rvq":
-        groups, dtype = mel_of(spec).stream(opened.blocks), "<f2"
+        groups = mel_of(spec).stream(opened.blocks)
     else:
-        groups, dtype = _codes(worker.encoder or worker.codec, opened.blocks, spec), "<u2"
-    frames = 0
-    with replacing(_frames_file(worker.work, ref.track, spec)) as file:
+        encoder = worker.encoder or worker.codec
+        groups = _frames_of(encoder.encode(batch) for batch in _batches(opened.blocks, spec))
+    frames = _write_frames(worker.work, spec, ref, groups, worker.pulse)
+    return frames, opened.facts, _too_short(frames, spec)
+
+
+def _write_frames(
+    work: Path,
+    spec: BuildSpec,
+    ref: TrackRef,
+    groups: Iterable[npt.NDArray[np.generic]],
+    pulse: Callable[[], None] = lambda: None,
+) -> int:
+    """Write the frames of a track, (n, values) in each group, as they come; return their number."""
+    frames, dtype = 0, "<f2" if spec.codec == "rvq" else "<u2"
+    with replacing(_frames_file(work, ref.track, spec)) as file:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
-            worker.pulse()
-    skipped = ""
-    if frames < spec.min_frames:
-        least = spec.min_frames / spec.frame_rate
-        skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
-    return frames, opened.facts, skipped
+            pulse()
+    return frames
+
+
+def _too_short(frames: int, spec: BuildSpec) -> str:
+    """Return the reason to leave out a track that fills no clip; empty if it fills one."""
+    if frames >= spec.min_frames:
+        return ""
+    least = spec.min_frames / spec.frame_rate
+    return f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
 
 
 def mel_of(spec: BuildSpec) -> LogMel:
@@ -198,13 +251,19 @@ def mel_of(spec: BuildSpec) -> LogMel:
     return LogMel(sample_rate=spec.sample_rate, frame_rate=int(spec.frame_rate), bands=spec.mel_bands)
 
 
-def _codes(codec: Encoder, blocks: Iterable[Array], spec: BuildSpec) -> Iterator[npt.NDArray[np.uint16]]:
-    """Yield the codes (n, codebooks) of a track's clips, one clip after another."""
+def _batches(blocks: Iterable[Array], spec: BuildSpec) -> Iterator[Array]:
+    """Yield a track's clips in order, in batches (clips, samples) of one length that are encoded together."""
     clip = spec.frames * round(spec.sample_rate / spec.frame_rate)  # samples
     pieces = _cut(blocks, clip)
     while group := list(islice(pieces, _CLIPS_AT_ONCE)):
         for _, batch in groupby(group, len):  # the last clip may be shorter
-            yield from codec.encode(np.stack(list(batch))).transpose(0, 2, 1)
+            yield np.stack(list(batch))
+
+
+def _frames_of(batches: Iterable[Codes]) -> Iterator[Codes]:
+    """Yield the codes (frames, codebooks) of each clip of batches (clips, codebooks, frames)."""
+    for batch in batches:
+        yield from batch.transpose(0, 2, 1)
 
 
 def _cut(blocks: Iterable[Array], samples: int) -> Iterator[Array]:
