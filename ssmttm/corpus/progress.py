@@ -1,5 +1,12 @@
 """Progress of a build, for a listener such as a progress bar or the worker of a part."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
 PULSE_SECONDS = 1.0
 """Longest pause between two calls to a listener while other processes work."""
 
@@ -15,3 +22,19 @@ class Progress:
 
     def pulse(self) -> None:
         """Hear that the build goes on while no piece ends: within a long track, or while other workers work."""
+
+
+def pulsing(job: Callable[[], Result], pulse: Callable[[], None]) -> Result:
+    """Return the result of a long job, calling `pulse` meanwhile; if that raises, the job is left to its thread."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(job())
+        except BaseException as error:  # raised in the caller
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not wait([future], PULSE_SECONDS).done:
+        pulse()
+    return future.result()

@@ -17,7 +17,7 @@ from ssmttm.codec.load import load_codec
 from ssmttm.codec.rvq import RvqCodec, RvqConfig
 from ssmttm.corpus.bach_captions import place_phrase
 from ssmttm.corpus.manifest import MANIFEST, Clip, ShardFacts, Skipped
-from ssmttm.corpus.progress import PULSE_SECONDS, Progress
+from ssmttm.corpus.progress import PULSE_SECONDS, Progress, pulsing
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.split import clips_of, shard_plans
@@ -98,7 +98,8 @@ def fit_codec(
             codebook_size=spec.codebook_size,
             seed=spec.seed,
         )
-        codec = RvqCodec.fit(_frames_to_fit(work, train, spec), config)
+        frames = _frames_to_fit(work, train, spec)
+        codec = pulsing(lambda: RvqCodec.fit(frames, config), progress.pulse)
         codec.save(folder)
     progress.advance()
     return codec
