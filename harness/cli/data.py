@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import JsonOption, expand_options
+from harness.cli.options import JsonOption, TargetOptions, expand_options, named_cluster
 from harness.cli.terminal import Table
-from harness.common.console import console, print_json, print_line
+from harness.common.console import console, errors, print_json, print_line
 from harness.common.format import counted
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
+    from harness.corpora.build import CorpusTasks
+    from harness.submit.parts import PartStatus
     from ssmttm.corpus.describe import CorpusDescription
+    from ssmttm.corpus.manifest import Manifest
+    from ssmttm.corpus.spec import BuildSpec
 
 data_app = typer.Typer(
     help="Build and inspect corpora of music tokens.", no_args_is_help=True, add_completion=False
@@ -82,10 +87,12 @@ class VarietyOptions:
     "build",
     epilog="Examples:\n\n"
     "ssmscale data build --out corpora/bach --limit 220 --segment-seconds 5.12\n\n"
-    "ssmscale data build --out corpora/mine --source folder --audio recordings/ --captions captions.csv",
+    "ssmscale data build --out corpora/mine --source folder --audio recordings/ --captions captions.csv\n\n"
+    "ssmscale data build --out corpora/mine --source folder --audio recordings/ --on slurm --cluster mine --parts 8",
 )
 @expand_options
 def data_build(
+    context: typer.Context,
     out: Annotated[
         Path,
         typer.Option(
@@ -98,17 +105,37 @@ def data_build(
     device: Annotated[str, typer.Option(help="encodec, dac: cpu or cuda.")] = "cpu",
     variety: VarietyOptions,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes (default: all cores, or 2 on a GPU).")
+        int | None, typer.Option(metavar="N", help="Without --on: processes (default: all cores).")
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="WHERE",
+            help="Divide the build into tasks: local runs them here; slurm submits a job for each and returns; ray "
+            "builds by Ray Data in one job, or here without --cluster; auto is slurm with --cluster, else local "
+            "(default: one process with --workers).",
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            "--parts",
+            min=1,
+            metavar="N",
+            help="Tasks, of about equal hours (default: a core or GPU each, at most 16).",
+        ),
+    ] = None,
+    machines: TargetOptions,
 ) -> None:
     """Build a corpus of music tokens.
 
-    The same command goes on with a build that was stopped, and leaves a finished corpus alone.
+    The same command goes on with a build that was stopped, shows the state of submitted tasks, and leaves a finished
+    corpus alone.
     """
     from harness.cli.display import StageProgress
     from harness.common.validation import validate
     from ssmttm.corpus.build import build_corpus
-    from ssmttm.corpus.describe import left_out
     from ssmttm.corpus.spec import BuildSpec
 
     # The BuildSpec knows the defaults of each codec.
@@ -116,8 +143,114 @@ def data_build(
     spec = validate(
         BuildSpec, {key: value for key, value in given.items() if value is not None}, "data build"
     )
-    with StageProgress(console) as progress:
-        manifest = build_corpus(spec, out, workers, progress, device)
+    if on is None:
+        given_options = {
+            "--parts": parts,
+            "--cluster": named_cluster(context, machines.cluster),
+            "--ray-address": machines.ray_address,
+            "--nodes": machines.nodes,
+            "--snapshot": machines.snapshot,
+        }
+        for option, value in given_options.items():
+            if value is not None:
+                raise InputError(f"{option} {value}: needs --on: local, slurm, ray or auto")
+        with StageProgress(console) as progress:
+            manifest: Manifest | None = build_corpus(spec, out, workers, progress, device)
+    else:
+        if workers is not None:
+            raise InputError(
+                f"--workers {workers}: is for a build in one process; with --on, --parts divides it"
+            )
+        manifest = _build_by_tasks(context, spec, out, device, on, machines, parts)
+    if manifest is not None:
+        _print_built(out, manifest)
+
+
+def _build_by_tasks(
+    context: typer.Context,
+    spec: BuildSpec,
+    out: Path,
+    device: str,
+    on: str,
+    machines: TargetOptions,
+    parts: int | None,
+) -> Manifest | None:
+    """Build a corpus by tasks; None if they are in a scheduler's hands. Exits with 1 if a task failed."""
+    from harness.cli.display import StageProgress
+    from harness.cli.submit import chosen_target
+    from harness.corpora.build import build_by_ray_here, forget_tasks, open_tasks
+
+    target = chosen_target(context, on, machines)
+    if target.on == "ray" and target.profile is None and target.ray_address is None:
+        if parts is not None:
+            raise InputError(f"--parts {parts}: a Ray of this machine takes all its cores; leave it out")
+        with StageProgress(console) as progress:
+            return build_by_ray_here(spec, out, device, progress)
+    tasks = open_tasks(spec, out, device, target, parts)
+    if not tasks.build.is_finished:
+        if tasks.backend.outlives:
+            _hand_over(tasks, out)
+            return None
+        _run_here(tasks)
+    manifest = tasks.build.result()
+    forget_tasks(tasks.build)
+    return manifest
+
+
+def _run_here(tasks: CorpusTasks) -> None:
+    """Run tasks here, with a line for each that ends; exits with 1 if one failed."""
+    from harness.submit.parts import PartState
+
+    shown: set[str] = set()
+
+    def show(states: Sequence[PartStatus]) -> None:
+        for one in states:
+            if one.state in {PartState.DONE, PartState.FAILED} and one.part.series_id not in shown:
+                shown.add(one.part.series_id)
+                console.print(f"[{len(shown)}/{len(states)}] {_described(one)}", highlight=False)
+
+    states = tasks.run(show)
+    show(states)
+    if any(one.state is PartState.FAILED for one in states):
+        errors.print("error: a part failed; the same command tries it again and keeps what is done")
+        raise typer.Exit(1)
+
+
+def _hand_over(tasks: CorpusTasks, out: Path) -> None:
+    """Submit tasks, and print what was submitted and how far the others are."""
+    from harness.submit.parts import PartState
+
+    done, backend = tasks.hand_over(), tasks.backend
+    for one in done.states:
+        if one.state is not PartState.NEW:
+            console.print(_described(one), highlight=False)
+    if done.handles:
+        jobs = ", ".join(dict.fromkeys(handle.job_id.split("_")[0] for handle in done.handles))
+        count = counted(len(done.handles), "task")
+        console.print(f"{out}: {count} submitted to {backend.where}: {backend.scheduler} job {jobs}")
+    if done.waiting:
+        errors.print(
+            f"warning: {counted(done.waiting, 'task')} not submitted: {backend.where} takes no more jobs of yours "
+            "(limits.jobs); repeat the command when some have ended"
+        )
+    console.print("the same command shows how far they are, and the corpus when it is finished")
+
+
+def _described(one: PartStatus) -> str:
+    """Return a line about a part."""
+    from harness.submit.parts import PartState
+
+    job = f" (job {one.job_id})" if one.job_id else ""
+    why = f": {one.reason}" if one.reason else ""
+    is_over = one.state in {PartState.DONE, PartState.FAILED}
+    how_far = "" if is_over or not one.step else f", {counted(one.step, 'step')} done"
+    return f"{one.part.series_id}: {one.state}{how_far}{job}{why}"
+
+
+def _print_built(out: Path, manifest: Manifest) -> None:
+    """Print a line about a finished corpus, and what was left out of it."""
+    from ssmttm.corpus.describe import left_out
+
     hours = sum(manifest.hours(split) for split in manifest.splits)
     counts = f"{hours:.2f} hours in {len(manifest.splits)} splits"
     print_line(f"{out}: {counts}, fingerprint {manifest.fingerprint[:12]}")

@@ -56,9 +56,7 @@ def submit(
 
     Interrupted runs go on from their last checkpoints.
     """
-    if machines.ray_address is not None:
-        machines = replace(machines, cluster=named_cluster(context, machines.cluster))
-    target = _target(on, machines)
+    target = chosen_target(context, on, machines)
     resolved = open_study(study, root, changes)
     check_before_training(resolved)
     backends = backends_of(target, resolved)
@@ -144,6 +142,13 @@ def retry(
     if made.missing or made.shared or not taken_up:
         _warn_of_room(resolved, made, backend)
         _submit(resolved, made, backends)
+
+
+def chosen_target(context: typer.Context, on: str, machines: TargetOptions) -> SubmitTarget:
+    """Return the target of a verb's options; a Ray cluster that they name counts more than SSMSCALE_CLUSTER."""
+    if machines.ray_address is not None:
+        machines = replace(machines, cluster=named_cluster(context, machines.cluster))
+    return _target(on, machines)
 
 
 def _target(on: str, machines: TargetOptions) -> SubmitTarget:

@@ -18,7 +18,7 @@ from harness.study.run import Count, Frozen, WholeNumber
 from harness.train.part import AtWork
 from ssmttm.corpus.build import OpenBuild, build_part, local_workers
 from ssmttm.corpus.parts import Share
-from ssmttm.corpus.progress import Progress
+from ssmttm.corpus.progress import Progress, speed
 from ssmttm.corpus.spec import BuildSpec
 
 log = logging.getLogger("ssmscale.corpora")
@@ -55,6 +55,7 @@ def work(request: Mapping[str, JsonValue], at_work: AtWork) -> None:
         open_workers = ray_workers
     build = OpenBuild(asked.spec, asked.out, asked.device, computes_elsewhere=asked.by_ray_data)
     build_part(build, Share(asked.part, asked.of), open_workers, progress)
+    progress.end()
 
 
 class PartProgress(Progress):
@@ -83,6 +84,11 @@ class PartProgress(Progress):
         if time.monotonic() - self._moved_at >= MOVE_SECONDS or self._at_work.should_stop():
             self._move(0)
 
+    def end(self) -> None:
+        """Have the journal show every step."""
+        self._say()
+        self._at_work.moved(self._step, self._step)
+
     def _move(self, steps: int) -> None:
         self._step += steps
         self._moved_at = time.monotonic()
@@ -91,6 +97,4 @@ class PartProgress(Progress):
     def _say(self) -> None:
         """Write the speed of the stage that ends."""
         if self._audio:
-            hours = self._audio / 3600
-            speed = hours / max(1e-9, time.monotonic() - self._began)
-            log.info("%s: %.2f hours of audio, %.4f hours a second", self._name, hours, speed)
+            log.info("%s: %s", self._name, speed(self._audio, time.monotonic() - self._began))

@@ -43,7 +43,7 @@ def ray_workers(build: OpenBuild, progress: Progress) -> Iterator[RayWorkers]:
     """Open the workers of a build on the connected Ray."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
@@ -96,9 +96,9 @@ class RayWorkers:
                 batches.setdefault(number, {})[batch] = codes
             if number in ends and len(batches.get(number, {})) == ends[number][0]:
                 count, end = ends.pop(number)
-                codes = batches.pop(number, {})
+                of_track = batches.pop(number, {})
                 yield tracks.keep_codes(
-                    self._build.work, self._build.spec, refs[number], end, (codes[n] for n in range(count))
+                    self._build.work, self._build.spec, refs[number], end, (of_track[n] for n in range(count))
                 )
 
     def _encoded(self, refs: Sequence[TrackRef]) -> Any:

@@ -75,6 +75,8 @@ class Task(Frozen):
     """Planned time, including the start."""
     on_gpu: bool = Field(default=True, exclude=True)
     """True if it computes on GPUs where there are any, else on cores alone."""
+    drives_ray: bool = Field(default=False, exclude=True)
+    """True if its work is a driver of a whole Ray of `ranks` devices, and no rank on a device of one."""
     label: str = Field(default="", exclude=True)
     """Size and architecture, for messages."""
 

@@ -37,6 +37,7 @@ class Part(Task):
     request: str
     """The work as JSON, in the words of its kind."""
     on_gpu: bool = False
+    drives_ray: bool = False
 
     @classmethod
     def of(cls, folder: Path, does: str, request: Mapping[str, JsonValue], **more: Any) -> Self:

@@ -24,6 +24,11 @@ class Progress:
         """Hear that the build goes on while no piece ends: within a long track, or while other workers work."""
 
 
+def speed(audio: float, seconds: float) -> str:
+    """Say how fast so many seconds of audio were read; empty if there were none."""
+    return f"{audio / 3600 / max(seconds, 1e-3):.3g} hours of audio a second" if audio else ""
+
+
 def pulsing(job: Callable[[], Result], pulse: Callable[[], None]) -> Result:
     """Return the result of a long job, calling `pulse` meanwhile; if that raises, the job is left to its thread."""
     future: Future[Result] = Future()

@@ -35,6 +35,10 @@ log = logging.getLogger("ssmscale.ray")
 
 START_SECONDS = 300.0
 """Time limit of a start: two processes import Ray one after the other, in 3 s each on an idle core."""
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Size of the object store, which tasks that train do not use; Ray's minimum is 75 MB."""
+DATA_STORE_BYTES = 2**30
+"""Size of the object store for Ray Data: more would be taken from the memory of a node's workers."""
 LAST_SECONDS = 30.0
 """Time that Ray's own processes have to end after the workers have saved."""
 
@@ -79,6 +83,8 @@ class NodePlan(Frozen):
     gpus: WholeNumber
     """GPUs of each node."""
     dashboard: bool = True
+    object_store_bytes: Count = OBJECT_STORE_BYTES
+    """Size of each node's object store."""
 
 
 class NodeEvent(Frozen):
@@ -238,7 +244,9 @@ class RayNodes:
 
 
 @contextmanager
-def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Iterator[RayAddress]:
+def ray_here(
+    cluster: Cluster, folder: Path, *, dashboard: bool = True, object_store_bytes: int = OBJECT_STORE_BYTES
+) -> Iterator[RayAddress]:
     """Run a Ray on this machine during the block, with the cores and GPUs of `cluster`.
 
     `folder` takes its token, its log and ray.json. When the block ends, also by Ctrl-C, or this process is killed,
@@ -254,6 +262,7 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         cpus=cluster.cores,
         gpus=cluster.gpus,
         dashboard=dashboard,
+        object_store_bytes=object_store_bytes,
     )
     nodes = RayNodes([], plan, os.environ)
     try:

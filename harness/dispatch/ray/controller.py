@@ -23,6 +23,7 @@ from harness.dispatch.slurm.settle import run_job
 from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
 from harness.record.series import unfinished
+from harness.train.part import work_on
 from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag
 
 log = logging.getLogger("ssmscale.ray")
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study_dir = array_file.parent.parent
         with connected(os.environ["RAY_ADDRESS"]):
             stop.install()  # Ray has installed handlers of its own
+            if all(task.drives_ray for task in array.tasks):
+                return drive(array.tasks, stop)
             with RayDispatcher(study_dir, SubmitTarget("ray")) as dispatcher:
                 return train_tasks(array, study_dir, dispatcher, stop)
 
@@ -80,6 +83,12 @@ def train_tasks(array: Array, study_dir: Path, backend: Backend, stop: StopFlag)
             return 0
     log.info("told to stop (%s): workers save what they have", stop.reason)
     return EXIT_PREEMPTED
+
+
+def drive(tasks: Sequence[Task], stop: StopFlag) -> int:
+    """Do the work of tasks that drive the whole Ray, in this process; returns the exit status. Raises DiskFull."""
+    outcomes = [work_on(task.order, stop) for task in tasks]
+    return EXIT_PREEMPTED if "preempted" in outcomes else 0
 
 
 class _Tasks:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from harness.common.process import interpreter, last_line, start_logged, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
-from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
+from harness.dispatch.ray.cluster import DATA_STORE_BYTES, NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.slurm.queue import environment_of_srun
 from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, job_number, patiently, run_job
@@ -193,12 +193,14 @@ class Pilot:
         has_gpus = any(
             os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE")
         )
+        drives = any(task.drives_ray for task in self.array.tasks)
         return NodePlan(
             token_file=make_token(self.folder),
             log_dir=self.folder,
             nodes=dict(nodes),
             cpus=shape.ranks_a_node * shape.threads,
             gpus=shape.ranks_a_node if has_gpus else 0,
+            **({"object_store_bytes": DATA_STORE_BYTES} if drives else {}),
         )
 
     def _srun(self) -> list[str]:
