@@ -23,12 +23,13 @@ from harness.plan.allocation import describe_shares
 from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
 from harness.record.control import Control, joined_in
+from harness.record.hours import Hours
 from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.nodes import BadNode
 from harness.record.registry import ResolvedStudy, open_study
 from harness.record.root import Root
 from harness.record.series import unfinished
-from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
+from harness.record.status import RunState, RunStatus, StatusReader, count_states
 from harness.submit.target import Options, last_options
 from ssmttm.errors import InputError
 
