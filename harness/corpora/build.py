@@ -95,9 +95,9 @@ def open_tasks(
     backend = open_backend_for_parts(target, jobs_folder(build))
     places = _places(spec, out)
     offered = backend.offer(places)
-    backend.check(places)
     if device != "cpu" and not offered.gpus:
         raise InputError(f"--device {device}: {backend.where} has no GPUs; use --device cpu")
+    backend.check(places)
     refs, _ = build.tracks()
     drives = backend.name == "ray"
     live = live_jobs(build.work / JOBS)

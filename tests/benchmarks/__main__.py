@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from tests import reaper
 from tests.benchmarks import (
     bootstrap,
+    corpus,
     fit,
     generation,
     gpu,
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "packing": packing.run,
     "starts": starts.run,
     "slurm": slurm.run,
+    "corpus": corpus.run,
 }
 THREADS = 1  # as a training process has by default
 LINE = "{:<60} {:>12} {:>12}  {}"

@@ -22,16 +22,17 @@ WORDS = ("--codebooks", "1", "--codebook-size", "16", "--segment-seconds", "2", 
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:
-    """Sixty recordings of a minute and more, and captions for them."""
+    """Forty recordings of a minute and more, and captions for them."""
     import soundfile
 
     from tests.ssmttm.neural import noise
 
     folder = tmp_path / "recordings"
     folder.mkdir()
-    for number in range(60):
-        soundfile.write(folder / f"{number:02}.wav", noise(1, (60 + number) * 16000, seed=number)[0], 16000)
-    rows = (f"{number:02}.wav,Noise number {number}.\n" for number in range(60))
+    signal = noise(1, 100 * 16000)[0]
+    for number in range(40):
+        soundfile.write(folder / f"{number:02}.wav", signal[number * 16000 :], 16000)
+    rows = (f"{number:02}.wav,Noise number {number}.\n" for number in range(40))
     (folder / "captions.csv").write_text("path,caption\n" + "".join(rows))
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ def recordings(tmp_path: Path) -> Path:
     return folder
 
 
+BUILD = (
+    "data build --source folder --out corpus --segment-seconds 2 --valid 0.25 --codebooks 2 --codebook-size 16 "
+    "--licence CC0-1.0 --workers 1"
+)
+
+
 def build(ssmscale: Command, recordings: Path, *more: object) -> Answer:
-    words = (
-        "data build --source folder --out corpus --segment-seconds 2 --valid 0.25 --codebooks 2 --codebook-size 16 "
-        "--licence CC0-1.0 --workers 1"
-    )
     captions = recordings.parent / "captions.csv"
-    return ssmscale(*words.split(), "--audio", recordings, "--captions", captions, *more)
+    return ssmscale(*BUILD.split(), "--audio", recordings, "--captions", captions, *more)
 
 
 def inspected(ssmscale: Command) -> Any:
@@ -80,6 +83,19 @@ def test_recordings_become_a_corpus_that_is_left_alone_when_built_again_and_chec
             ["--codec", "dac", "--device", "cuda:99"],
             "--device cuda:99: no such device here; torch can use cpu",
         ),
+        (["--parts", "2"], "--parts 2: needs --on: local, slurm, ray or auto"),
+        (["--cluster", "h100x8"], "--cluster h100x8: needs --on"),
+        (["--ray-address", "http://h:1"], "--ray-address http://h:1: needs --on"),
+        (["--nodes", "2"], "--nodes 2: needs --on"),
+        (["--no-snapshot"], "--snapshot False: needs --on"),
+        (["--on", "moon"], "--on moon: no such backend; choose one of local, slurm, ray or auto"),
+        (["--on", "local", "--workers", "2"], "--workers 2: is for a build in one process"),
+        (["--on", "local", "--nodes", "2"], "--nodes 2: applies to packed"),
+        (["--on", "slurm"], "--on slurm: name the cluster with --cluster"),
+        (["--on", "slurm", "--cluster", "nowhere"], "nowhere"),
+        (["--on", "ray", "--parts", "2"], "--parts 2: a Ray of this machine takes all its cores"),
+        (["--on", "local", "--source", "folder", "--audio", "nowhere"], "nowhere"),
+        (["--on", "auto", "--device", "cuda"], "--device cuda: codec rvq computes on the cpu"),
     ],
 )
 def test_wrong_options_are_named_and_nothing_is_written(
@@ -87,6 +103,26 @@ def test_wrong_options_are_named_and_nothing_is_written(
 ) -> None:
     assert refused(ssmscale("data", "build", "--out", "corpus", *words), said)
     assert not Path("corpus").exists()
+
+
+def test_tasks_of_this_machine_build_the_corpus_of_one_process(ssmscale: Command, recordings: Path) -> None:
+    whole = build(ssmscale, recordings)
+    words = tuple(BUILD.replace("corpus", "tasks").removesuffix(" --workers 1").split())
+    given = ("--audio", recordings, "--captions", recordings.parent / "captions.csv", "--on", "local")
+    failed = ssmscale(*words, *given, "--segment-seconds", 50, "--parts", 2)
+    assert failed.status == 1
+    assert "part-0-of-2: failed: segment_seconds is 50, but the longest track has only 6.0 s" in failed.out
+    assert refused(ssmscale(*words, *given, "--parts", 2), "unfinished build from another specification")
+    shutil.rmtree("tasks")
+    built = ssmscale(*words, *given, "--parts", 2)
+    assert built.status == 0, built.err
+    assert built.out.splitlines()[-1].removeprefix("tasks") == whole.out.splitlines()[-1].removeprefix(
+        "corpus"
+    )
+    assert not Path("tasks/.work").exists()
+    before = {path: path.stat().st_mtime_ns for path in Path("tasks").rglob("*")}
+    assert ssmscale(*words, *given, "--parts", 3).out == built.out.splitlines()[-1] + "\n"
+    assert {path: path.stat().st_mtime_ns for path in Path("tasks").rglob("*")} == before
 
 
 def test_what_was_left_out_is_named_with_its_reason(ssmscale: Command, recordings: Path) -> None:
