@@ -34,7 +34,7 @@ class BuildRequest(Frozen):
     out: Path
     """Folder of the corpus, absolute."""
     device: str = "cpu"
-    """Where a pretrained codec computes: cpu or cuda."""
+    """Device of a pretrained codec: cpu or cuda."""
     part: WholeNumber = 0
     of: Count = 1
     workers: Count = 1

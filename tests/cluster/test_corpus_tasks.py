@@ -8,10 +8,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.corpora import build as tasks
+from harness.plan.cluster import Cluster
 from ssmttm.corpus.build import build_corpus
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
+from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.spec import BuildSpec
 from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.ssmttm.neural import RATE, noise, write_model
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -24,8 +28,6 @@ WORDS = ("--codebooks", "1", "--codebook-size", "16", "--segment-seconds", "2", 
 def recordings(tmp_path: Path) -> Path:
     """Forty recordings of a minute and more, and captions for them."""
     import soundfile
-
-    from tests.ssmttm.neural import noise
 
     folder = tmp_path / "recordings"
     folder.mkdir()
@@ -75,12 +77,12 @@ def test_killed_and_preempted_parts_make_the_corpus_of_one_process_and_so_does_r
     make: Make, recordings: Path, tmp_path: Path
 ) -> None:
     folder = BuildSpec.model_validate({"source": "folder", "audio": recordings, **SIZES})
-    bach = BuildSpec.model_validate({"source": "bach", "limit": 40, **SIZES})
+    bach = BuildSpec.model_validate({"source": "bach", "limit": 30, **SIZES})
     study = make()
     of_folder = ("--source", "folder", "--audio", recordings)
     builds = {
         "folder": Building(study, tmp_path / "folder", *of_folder, "--on", "slurm", "--parts", 4),
-        "bach": Building(study, tmp_path / "bach", "--limit", 40, "--on", "slurm", "--parts", 4),
+        "bach": Building(study, tmp_path / "bach", "--limit", 30, "--on", "slurm", "--parts", 4),
     }
     # SLURM would fill one node of eight cores first.
     words = ("--partition=low", "--nodelist=n1", "--cpus-per-task=6", "--output=/dev/null", "--parsable")
@@ -88,8 +90,10 @@ def test_killed_and_preempted_parts_make_the_corpus_of_one_process_and_so_does_r
     wait_until(lambda: f"{other} RUNNING" in study.queue())
     for build in builds.values():
         assert re.search(r"4 tasks submitted to dev: SLURM job \d+", said := build.build()), said
-    queued = len(study.queue())
-    assert queued == 9
+    jobs = study.queue()
+    assert len(jobs) == 9
+    for job in jobs:  # frames for rvq are made on cores, whatever GPUs the nodes have
+        assert "gres/gpu" not in study.asked(job.split()[0])
     killed, preempted = "part-0-of-4", "part-1-of-4"
     for build in builds.values():
         build.wait_for_records(2)
@@ -99,14 +103,13 @@ def test_killed_and_preempted_parts_make_the_corpus_of_one_process_and_so_does_r
         said = build.build()
         assert re.search(r"part-2-of-4: (running|queued|done)", said), said
         assert "submitted" not in said
-        job = re.search(rf"{preempted}: \w+.*\(job (\d+_1)\)", said)
-        assert job is not None, said
-        study.slurm("scontrol", "requeue", job[1])
-    assert len(study.queue()) <= queued
+        asked = re.search(rf"{preempted}: \w+.*\(job (\d+_1)\)", said)
+        assert asked is not None, said
+        study.slurm("scontrol", "requeue", asked[1])
+    assert len(study.queue()) <= len(jobs)
     for build in builds.values():
         wait_until((build.out / "manifest.json").exists)
     study.slurm("scancel", other)
-    study.wait_until_over()
     nodes = {line for build in builds.values() for line in started_on(build)}
     assert nodes == {"n1", "n2"}
 
@@ -119,13 +122,46 @@ def test_killed_and_preempted_parts_make_the_corpus_of_one_process_and_so_does_r
     wait_until((ray.out / "manifest.json").exists)
     study.wait_until_over()
 
+    expected = {
+        name: build_corpus(spec, tmp_path / f"{name}-one", workers=1).fingerprint
+        for name, spec in (("folder", folder), ("bach", bach))
+    }
     for name, build in {**builds, "ray": ray}.items():
-        expected = build_corpus(bach if name == "bach" else folder, tmp_path / f"{name}-one", workers=1)
         manifest = load_manifest(build.out)
         verify_corpus(build.out, manifest)
-        assert manifest.fingerprint == expected.fingerprint, name
-        assert f"fingerprint {expected.fingerprint[:12]}" in build.build()
+        assert manifest.fingerprint == expected["bach" if name == "bach" else "folder"], name
+        assert f"fingerprint {manifest.fingerprint[:12]}" in build.build()
         assert not (build.out / ".work").exists()
+
+
+def test_ray_data_decodes_and_encodes_to_the_corpus_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import soundfile
+
+    (tmp_path / "music").mkdir()
+    for number in range(6):
+        audio = noise(1, (2 + number) * RATE + 7, seed=number)[0]
+        soundfile.write(tmp_path / f"music/{number}.wav", audio, RATE, subtype="FLOAT")
+    (tmp_path / "music/6.wav").write_bytes(b"no sound")
+    rows = (f"{number}.wav,Noise {number}.\n" for number in range(7))
+    (tmp_path / "music/captions.csv").write_text("path,caption\n" + "".join(rows))
+    spec = BuildSpec.model_validate(
+        {
+            **{"source": "folder", "audio": tmp_path / "music", "segment_seconds": 0.3, "valid": 0.25},
+            **{
+                "codec": "encodec",
+                "codebooks": 2,
+                "codec_model": str(write_model("encodec", tmp_path / "model")),
+            },
+        }
+    )
+    expected = build_corpus(spec, tmp_path / "one", workers=1)
+    monkeypatch.setattr(tasks, "this_machine", lambda: Cluster("here", 1, 0, 2, 4.0))
+    manifest = tasks.build_by_ray_here(spec, tmp_path / "ray", "cpu", Progress())
+    assert manifest.fingerprint == expected.fingerprint
+    assert [one.track for one in manifest.skipped] == ["6.wav"]
+    assert manifest.skipped == expected.skipped
 
 
 def started_on(build: Building) -> set[str]:
