@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.corpora.part import BuildRequest
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.dispatch.part import PARTS, Part
 from harness.plan.cluster import Cluster, this_machine
+from harness.record.jobs import SchedulerUnavailable
 from harness.submit.parts import (
     PartsHandedOver,
     PartState,
@@ -93,6 +95,8 @@ def open_tasks(
     build = OpenBuild(spec, out, device, computes_elsewhere=computes_elsewhere)
     build.check()
     backend = open_backend_for_parts(target, jobs_folder(build))
+    if build.is_finished:
+        return CorpusTasks(build, backend, ())
     places = _places(spec, out)
     offered = backend.offer(places)
     if device != "cpu" and not offered.gpus:
@@ -142,7 +146,9 @@ def build_by_ray_here(spec: BuildSpec, out: Path, device: str, progress: Progres
 def forget_tasks(build: OpenBuild) -> None:
     """Remove what is left of the tasks of a finished corpus, unless some of them live."""
     folder = jobs_folder(build)
-    if folder.is_dir() and not live_jobs(folder):
+    with suppress(SchedulerUnavailable):
+        if not folder.is_dir() or live_jobs(folder):
+            return
         shutil.rmtree(folder, ignore_errors=True)
         if build.work.is_dir() and not any(build.work.iterdir()):
             build.work.rmdir()

@@ -25,6 +25,8 @@ log = logging.getLogger("ssmscale.corpora")
 
 MOVE_SECONDS = 5.0
 """Least time between two moves that are reported while no track or shard ends."""
+SIGNAL_SECONDS = 1.0
+"""Time in which a signal reaches all processes of a job."""
 
 
 class BuildRequest(Frozen):
@@ -54,7 +56,13 @@ def work(request: Mapping[str, JsonValue], at_work: AtWork) -> None:
 
         open_workers = ray_workers
     build = OpenBuild(asked.spec, asked.out, asked.device, computes_elsewhere=asked.by_ray_data)
-    build_part(build, Share(asked.part, asked.of), open_workers, progress)
+    try:
+        build_part(build, Share(asked.part, asked.of), open_workers, progress)
+    except RuntimeError:
+        # A signal that ends a job reaches its processes one after the other, and some of the build's die by it.
+        time.sleep(SIGNAL_SECONDS)
+        progress.end()
+        raise
     progress.end()
 
 

@@ -146,16 +146,13 @@ def test_ray_data_decodes_and_encodes_to_the_corpus_of_one_process(
     (tmp_path / "music/6.wav").write_bytes(b"no sound")
     rows = (f"{number}.wav,Noise {number}.\n" for number in range(7))
     (tmp_path / "music/captions.csv").write_text("path,caption\n" + "".join(rows))
-    spec = BuildSpec.model_validate(
-        {
-            **{"source": "folder", "audio": tmp_path / "music", "segment_seconds": 0.3, "valid": 0.25},
-            **{
-                "codec": "encodec",
-                "codebooks": 2,
-                "codec_model": str(write_model("encodec", tmp_path / "model")),
-            },
-        }
-    )
+    model = {
+        "codec": "encodec",
+        "codebooks": 2,
+        "codec_model": str(write_model("encodec", tmp_path / "model")),
+    }
+    cut = {"segment_seconds": 0.3, "valid": 0.25}
+    spec = BuildSpec.model_validate({"source": "folder", "audio": tmp_path / "music", **model, **cut})
     expected = build_corpus(spec, tmp_path / "one", workers=1)
     monkeypatch.setattr(tasks, "this_machine", lambda: Cluster("here", 1, 0, 2, 4.0))
     manifest = tasks.build_by_ray_here(spec, tmp_path / "ray", "cpu", Progress())
