@@ -24,7 +24,9 @@ class BuildSpec(Frozen):
     audio: Path | None = None
     """folder: the directory of wav, flac, ogg and mp3 files."""
     captions: Path | None = None
-    """folder: captions by file, as CSV, JSON, JSONL, or an MTG-Jamendo TSV."""
+    """folder: a file whose rows name file and caption, or a folder with a song.json or song.txt for each song.wav.
+
+    If not given: captions.jsonl and the like in `audio`, else the files beside the sound files."""
     tags: Path | None = None
     """folder: an MTG-Jamendo TSV, whose tags become the captions that `captions` lacks."""
     licence: str | None = None
