@@ -89,8 +89,9 @@ def changed_files(corpus: Path, audio: Path) -> list[str]:
         return []
     with ThreadPoolExecutor(_READERS) as readers:
         now = list(readers.map(lambda one: current(audio / one.track, one), before))
-    changed = [one.track for one, found in zip(before, now, strict=True) if found is None]
-    if not changed and any(one is not found for one, found in zip(before, now, strict=True)):
+    pairs = list(zip(before, now, strict=True))
+    changed = [one.track for one, found in pairs if found is None]
+    if not changed and any(found is not one and one.mtime_ns >= 0 for one, found in pairs):
         with suppress(OSError):  # the corpus may be on a disk that only others write
-            write_files(corpus, [(one.track, found) for one, found in zip(before, now, strict=True) if found])
+            write_files(corpus, [(one.track, found) for one, found in pairs if found])
     return changed
