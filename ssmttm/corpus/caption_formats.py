@@ -33,7 +33,7 @@ class Fault:
     """A record that cannot be read."""
 
     reason: str
-    """What is wrong with it, as the rest of a sentence: `has more fields than the header`."""
+    """The rest of a sentence about it: `is not valid JSON`."""
 
 
 Record = tuple[str, Any]
@@ -97,7 +97,8 @@ def _table(path: Path, *, named: bool) -> Iterator[Record]:
             header = next(reader)
         except (csv.Error, TypeError) as error:  # TypeError: of a delimiter that cannot be one
             raise InputError(f"{path}, line 1: not CSV: {error}") from None
-        yield from _rows(reader, _columns(path, header, named=named), above=1 if declared else 0)
+        columns = _columns(path, header, named=named)
+        yield from _rows(reader, columns, above=1 if declared else 0, delimiter=delimiter)
 
 
 def _fitness(columns: Sequence[str]) -> tuple[bool, bool, int]:
@@ -132,7 +133,7 @@ def _columns(path: Path, header: list[str], *, named: bool) -> list[str]:
     return unique
 
 
-def _rows(reader: Any, columns: list[str], above: int) -> Iterator[Record]:
+def _rows(reader: Any, columns: list[str], above: int, delimiter: str) -> Iterator[Record]:
     """Yield the rows of a csv reader that has read the header; `above`: lines of the file above the header."""
     while True:
         begun = reader.line_num
@@ -148,13 +149,15 @@ def _rows(reader: Any, columns: list[str], above: int) -> Iterator[Record]:
             continue
         if fields == [_OVERLONG]:
             yield where, _TOO_LONG
-        elif lines > _MAX_ROW_LINES:
+        elif lines > _MAX_ROW_LINES or (
+            lines > 1 and delimiter == "\t" and any("\t" in one for one in fields)
+        ):
             yield (
                 f"line {begun + 1 + above}",
                 Fault(f"has a field of {lines:,} lines; close its quotation mark"),
             )
         elif len(fields) > len(columns):
-            yield where, Fault("more fields than the header; quote the caption")
+            yield where, Fault("has more fields than the header; quote the caption")
         else:
             yield where, dict(zip(columns, fields, strict=False))
 

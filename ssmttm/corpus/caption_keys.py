@@ -6,6 +6,7 @@ import re
 import tokenize
 from ast import literal_eval
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ssmttm.files import parse_json
@@ -21,9 +22,10 @@ _NUMBERED = re.compile(r"(?:captions?|texts?|descriptions?)_?(\d+)")
 _NOTHING = {"", "nan", "none", "null"}  # as pandas and JSON write a missing value
 
 
-def key_of(name: object) -> str:
+@lru_cache(1000)
+def key_of(name: str) -> str:
     """Return the key that a column's name stands for: `File Name` is file_name."""
-    return re.sub(r"[\s.\-]+", "_", str(name).strip().lower())
+    return re.sub(r"[\s.\-]+", "_", name.strip().lower())
 
 
 def is_caption(key: str) -> bool:

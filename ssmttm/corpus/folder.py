@@ -24,7 +24,7 @@ from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
 from ssmttm.files import sha256_file
 
-_USUAL = ("captions.jsonl", "captions.json", "captions.csv", "metadata.jsonl", "metadata.csv")
+_USUAL = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv", "metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
