@@ -200,7 +200,7 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [
-        ("c.csv", "path,caption\none.wav,A tune, with a comma\n", "line 2: more fields than the header"),
+        ("c.csv", "path,caption\none.wav,A tune, with a comma\n", "line 2: has more fields than the header"),
         ("c.csv", "path,caption\none.wav,\n", "line 2: has no caption"),
         ("c.csv", "song,caption\none.wav,x\n", "line 1: no column names the file .* are 'song', 'caption'"),
         ("c.csv", "path,captoin\none.wav,x\n", "line 1: no column for the caption .* are 'path', 'captoin'"),
