@@ -19,7 +19,7 @@ from filelock import Timeout
 from pydantic import JsonValue
 
 from ssmttm.codec.base import CODEC_FILE
-from ssmttm.corpus.claim import WORK, claim, finished_corpus, keep_only_results_of
+from ssmttm.corpus.claim import WORK, claim, finished_corpus, keep_only_results_of, noting_refusal
 from ssmttm.corpus.contents import write_files
 from ssmttm.corpus.manifest import MANIFEST, Manifest, Skipped
 from ssmttm.corpus.packages import installed_version
@@ -80,7 +80,8 @@ def build_corpus(
             claim(recipe, out, refs)
             share = workers or (_cores() if device == "cpu" else min(_cores(), _WORKERS_A_GPU))
             found = limited(refs, spec), unused
-            manifest = _build(spec, source, found, out, share, progress, codec, recipe)
+            with noting_refusal(out):
+                manifest = _build(spec, source, found, out, share, progress, codec, recipe)
     except Timeout:
         raise InputError(f"{out}: another build is writing it; wait for its end or stop it") from None
     shutil.rmtree(work, ignore_errors=True)
@@ -109,7 +110,7 @@ def _build(
                 records = read_tracks(pool, refs, work, progress)
             usable, skipped = usable_tracks(records, spec)
             splits = split_tracks(usable, spec)
-            keep_only_results_of(out, splits, fitted=pretrained is None)
+            keep_only_results_of(recipe, splits, out, fitted=pretrained is None)
             with _timed(seconds, "fit codec"):
                 codec = pretrained or fit_codec(out / "codec", work, splits["train"], spec, progress)
             with _timed(seconds, "write shards"):

@@ -57,7 +57,7 @@ class Faults:
     def __str__(self) -> str:
         return "; ".join(
             f"{one.file}, {one.first[0]}: {one.reason}" + (f" ({one.rows:,} rows)" if one.rows > 1 else "")
-            for one in self.found()
+            for one in self.found()[:_MOST_NAMED]
         )
 
 

@@ -154,7 +154,7 @@ def _rows(reader: Any, columns: list[str], above: int, delimiter: str) -> Iterat
         ):
             yield (
                 f"line {begun + 1 + above}",
-                Fault(f"has a field of {lines:,} lines; close its quotation mark"),
+                Fault("has a field that spans rows; close its quotation mark"),
             )
         elif len(fields) > len(columns):
             yield where, Fault("has more fields than the header; quote the caption")

@@ -1,13 +1,14 @@
 """Decide what a build may go on with: a finished corpus, an unfinished one, or nothing.
 
-What an earlier try computed stays where it is exact. A track's frames depend on its file and on the specification of
-the corpus, not on captions; the fitted codec and the shards depend on the tracks of every split.
+What an earlier try computed stays where it is exact. A track's frames depend on its file and on part of the
+specification, not on captions; the fitted codec and the shards depend on all of it and on the tracks of every split.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -15,21 +16,23 @@ from pydantic import JsonValue
 from ssmttm.corpus.contents import changed_files
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.corpus.source import TrackRef
-from ssmttm.corpus.spec import differences
+from ssmttm.corpus.spec import differences, reading
 from ssmttm.corpus.tracks import TrackRecord, has_record
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json, read_document, write_atomically
 
 WORK = ".work"
+Recipe = dict[str, JsonValue]
+_REFUSED = "refused"
 _NAMED = 3
 
 
-def finished_corpus(recipe: Mapping[str, JsonValue], out: Path, audio: Path | None) -> Manifest:
+def finished_corpus(recipe: Recipe, out: Path, audio: Path | None) -> Manifest:
     """Return the manifest of a finished corpus; raises InputError if another recipe or other files made it."""
     manifest = load_manifest(out)
     # Library versions are recorded and not compared: a finished corpus has its fingerprint.
     before = {key: value for key, value in manifest.recipe.items() if key != "made_with"}
-    if found := differences(before, dict(recipe)):
+    if found := differences(before, recipe):
         raise InputError(
             f"{out}: was built from another specification ({'; '.join(found)}); build elsewhere, or remove it"
         )
@@ -42,36 +45,50 @@ def finished_corpus(recipe: Mapping[str, JsonValue], out: Path, audio: Path | No
     return manifest
 
 
-def claim(recipe: Mapping[str, JsonValue], out: Path, refs: Sequence[TrackRef]) -> None:
+def claim(recipe: Recipe, out: Path, refs: Sequence[TrackRef]) -> None:
     """Record the recipe of this build, or raise InputError if an unfinished build of another one would be lost.
 
-    An unfinished build is gone on with if only its music or captions differ and some of `refs` have been read; without
-    any track read there is nothing to lose.
+    An unfinished build is gone on with if only its music or captions differ and some of `refs` have been read. There is
+    nothing to lose if no track was read, or if that build was refused: its tracks stay if their frames would be these.
     """
     work = out / WORK
     path = work / "recipe.json"
-    if path.exists() and (found := differences(before := _recorded(path), dict(recipe))):
+    if path.exists() and (found := differences(before := _recorded(path), recipe)):
         differing = {key for key in before.keys() | recipe.keys() if before.get(key) != recipe.get(key)}
         goes_on = differing == {"source"} and any(has_record(work, ref.track) for ref in refs)
-        if not goes_on and any(work.glob("tracks/*.json")):
+        if not goes_on and not (work / _REFUSED).exists() and any(work.glob("tracks/*.json")):
             raise InputError(
                 f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "
                 "build elsewhere, or remove it"
             )
-        if not goes_on:
+        if not differing <= {"source", "spec"} or _reading(before) != _reading(recipe):
+            shutil.rmtree(work / "tracks", ignore_errors=True)
             shutil.rmtree(out / "codec", ignore_errors=True)
     for leftover in [*out.glob(".*.tmp"), *out.glob("shards/.*.tmp"), *out.glob("codec/.*.tmp")]:
         leftover.unlink()
     write_atomically(path, json.dumps(recipe, indent=1).encode())
+    (work / _REFUSED).unlink(missing_ok=True)
 
 
-def keep_only_results_of(out: Path, splits: Mapping[str, Sequence[TrackRecord]], *, fitted: bool) -> None:
-    """Remove the shards, and a `fitted` codec, that an earlier try made of other tracks than these."""
+@contextmanager
+def noting_refusal(out: Path) -> Iterator[None]:
+    """Note an InputError of the block, which says that this specification makes no corpus of this music."""
+    try:
+        yield
+    except InputError:
+        (out / WORK / _REFUSED).touch()
+        raise
+
+
+def keep_only_results_of(
+    recipe: Recipe, splits: Mapping[str, Sequence[TrackRecord]], out: Path, *, fitted: bool
+) -> None:
+    """Remove the shards, and a `fitted` codec, that an earlier try made of other tracks or by another recipe."""
     tracks = {
         split: [(one.track, one.frames, one.file.sha256 if one.file else "") for one in records]
         for split, records in splits.items()
     }
-    digest = hashlib.sha256(json.dumps(tracks).encode()).hexdigest().encode()
+    digest = hashlib.sha256(json.dumps([recipe["spec"], tracks]).encode()).hexdigest().encode()
     path = out / WORK / "splits.sha256"
     if path.is_file() and path.read_bytes() == digest:
         return
@@ -80,7 +97,12 @@ def keep_only_results_of(out: Path, splits: Mapping[str, Sequence[TrackRecord]],
     write_atomically(path, digest)
 
 
-def _recorded(path: Path) -> dict[str, JsonValue]:
+def _reading(recipe: Recipe) -> dict[str, JsonValue] | None:
+    spec = recipe.get("spec")
+    return reading(spec) if isinstance(spec, dict) else None
+
+
+def _recorded(path: Path) -> Recipe:
     try:
         recipe = parse_json(read_document(path))
     except (OSError, ValueError):

@@ -46,30 +46,35 @@ class _Line(FileStamp):
     track: str
 
 
+UNKNOWN = FileStamp(size=-1, mtime_ns=-1, ctime_ns=-1, sha256="")
+"""A file that could not be read, or that changed meanwhile."""
+
+
 def stamp(path: Path) -> FileStamp:
-    """Hash a file; raises OSError."""
-    facts = path.stat()
-    changed = max(facts.st_mtime_ns, facts.st_ctime_ns)
-    trusted = time.time_ns() - changed > _SETTLED_NS
+    """Hash a file; return UNKNOWN if it cannot be read."""
+    try:
+        facts = path.stat()
+        sha256 = sha256_file(path)
+    except OSError:
+        return UNKNOWN
+    trusted = time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > _SETTLED_NS
     return FileStamp(
         size=facts.st_size,
         mtime_ns=facts.st_mtime_ns if trusted else -1,  # the next look hashes the file again
         ctime_ns=facts.st_ctime_ns,
-        sha256=sha256_file(path),
+        sha256=sha256,
     )
 
 
 def current(path: Path, before: FileStamp) -> FileStamp | None:
-    """Return the stamp of a file that holds what it held `before`; None if it does not."""
-    try:
+    """Return the stamp of a file that holds what it held `before`, or still cannot be read; None if it does not."""
+    with suppress(OSError):
         facts = path.stat()
         if before.has_times_of(facts):
             return before
-        if facts.st_size != before.size:
+        if facts.st_size != before.size and before != UNKNOWN:
             return None
-        now = stamp(path)
-    except OSError:
-        return None
+    now = stamp(path)
     return now if now.sha256 == before.sha256 else None
 
 

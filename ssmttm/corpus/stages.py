@@ -60,6 +60,10 @@ def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list
         original = first.setdefault(content, record.piece) if content else record.piece
         if record.skipped:
             skipped.append(Skipped(track=record.track, reason=record.skipped))
+        elif record.frames < spec.min_frames:
+            least = spec.min_frames / spec.frame_rate
+            reason = f"{record.frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
+            skipped.append(Skipped(track=record.track, reason=reason))
         elif original != record.piece:
             skipped.append(Skipped(track=record.track, reason=f"the same music as {original}"))
         else:

@@ -22,7 +22,7 @@ from ssmttm.codec.base import Codec
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
-from ssmttm.corpus.contents import FileStamp, current, stamp
+from ssmttm.corpus.contents import UNKNOWN, FileStamp, current, stamp
 from ssmttm.corpus.manifest import ShardFacts
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
@@ -102,16 +102,16 @@ def read_track(ref: TrackRef) -> TrackRecord:
     """Turn one track into frames on disk and return its record."""
     worker = _this_worker()
     for _ in range(_TRIES):
-        file = None
+        file = stamp(ref.path) if ref.by_content else None
+        skipped = ""
         try:
-            file = _stamp(ref.path) if ref.by_content else None
-            frames, facts, skipped = _read(worker, ref)
+            frames, facts = _read(worker, ref)
         except SkipTrackError as error:
             frames, facts, skipped = 0, None, str(error)
         if file is None or current(ref.path, file) is not None:
             break
     else:
-        frames, facts, skipped, file = 0, None, "changed while it was read", None
+        frames, facts, skipped, file = 0, None, "changed while it was read", UNKNOWN
     record = TrackRecord(
         track=ref.track,
         piece=ref.piece,
@@ -178,8 +178,8 @@ def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
     return plan.split, plan.number, write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
-def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
-    """Write the frames of a track; return their number, its facts, and the reason to leave it out, if any."""
+def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts]:
+    """Write the frames of a track; return their number and its facts."""
     spec = worker.spec
     opened = worker.source.open(ref)
     groups: Iterator[npt.NDArray[np.generic]]
@@ -192,18 +192,7 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
-    skipped = ""
-    if frames < spec.min_frames:
-        least = spec.min_frames / spec.frame_rate
-        skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
-    return frames, opened.facts, skipped
-
-
-def _stamp(path: Path) -> FileStamp:
-    try:
-        return stamp(path)
-    except OSError as error:
-        raise SkipTrackError(f"unreadable audio: {error.strerror}") from error
+    return frames, opened.facts
 
 
 def mel_of(spec: BuildSpec) -> LogMel:

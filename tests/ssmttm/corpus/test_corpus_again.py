@@ -124,6 +124,28 @@ def test_tracks_that_were_read_stay_with_corrected_captions(
         assert all(clip.caption == f"Noise {clip.track}" for clip in map(data.clip, range(len(data))))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reads_again"),
+    [
+        ({"segment_seconds": 20.0}, False),
+        ({"valid": 0.9}, False),
+        ({"limit": 1}, False),
+        ({"codebook_size": 60000}, False),
+        ({"segment_seconds": 20.0, "mel_bands": 32}, True),
+    ],
+    ids=str,
+)
+def test_a_refused_specification_does_not_block_the_corrected_one(
+    music: Path, tmp_path: Path, reads: list[str], wrong: dict[str, Any], reads_again: bool
+) -> None:
+    with pytest.raises(InputError):
+        build(music, tmp_path / "out", **wrong)
+    made = build(music, tmp_path / "out")
+    assert sorted(reads) == sorted(NAMES * (2 if reads_again else 1))
+    assert made.fingerprint == build(music, tmp_path / "fresh").fingerprint
+    assert not made.skipped
+
+
 def test_an_unfinished_build_of_other_music_or_settings_is_not_lost(music: Path, tmp_path: Path) -> None:
     stop(music, tmp_path / "out", "fit codec")
     with pytest.raises(InputError, match=r"unfinished build .*codebooks: 1 before, 2 now.*build elsewhere"):
@@ -193,6 +215,9 @@ def test_a_file_that_changes_while_it_is_read_is_left_out(
     made = build(music, tmp_path / "out")
     assert [(one.track, one.reason) for one in made.skipped] == [("a.wav", "changed while it was read")]
     assert tracks._TRIES > 1
+    monkeypatch.setattr(FolderSource, "open", read)
+    with pytest.raises(InputError, match=r"built from other files \(a\.wav changed since\)"):
+        build(music, tmp_path / "out")
 
 
 def test_a_corpus_without_a_record_of_its_files_is_returned_by_names_and_sizes(
