@@ -7,10 +7,10 @@ can be read: not text, not of the form that the ending promises.
 import csv
 import gzip
 import zlib
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,7 +23,6 @@ MAX_LINE = 2**20
 """Most characters of a line."""
 _MAX_JSON_BYTES = 2**28
 _MAX_COLUMNS = 1000
-_MAX_ROW_LINES = 50  # of one CSV row; more are the sign of a quotation mark without its partner
 _DELIMITERS = ",;\t|"
 _JAMENDO = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
 
@@ -81,24 +80,31 @@ def read_records(path: Path, *, named: bool = True) -> Iterator[Record]:
 def _table(path: Path, *, named: bool) -> Iterator[Record]:
     """Yield the rows of a table whose first line names the columns, or of MTG-Jamendo's TSV."""
     csv.field_size_limit(MAX_LINE)
-    with closing(_lines(path, newline="")) as lines:
-        head = next(lines, None)
-        declared = ""
-        if head is not None and head[:4].lower() == "sep=":  # Excel's
-            declared, head = head[4:5], next(lines, None)
-        if head is None or not head.strip():
+    with closing(_lines(path, newline="")) as file:
+        lines = enumerate(file, start=1)
+        number, head = _first_line(lines)
+        delimiter = ""
+        if head[:4].lower() == "sep=" and len(head) > 4:  # Excel's
+            delimiter = head[4].strip("\r\n")
+            number, head = _first_line(lines)
+        if number and not head:
+            raise InputError(f"{path}, line {number}: {_TOO_LONG.reason}; it must name the columns")
+        if not head:
             raise InputError(f"{path}: is empty; its first line must name the columns")
         if head.rstrip("\r\n").split("\t")[:6] == _JAMENDO:
             yield from _jamendo(lines)
             return
         try:
-            delimiter = declared or max(_DELIMITERS, key=lambda one: _fitness(_split(head, one)))
-            reader = csv.reader(chain([head], _without_overlong(lines)), delimiter=delimiter)
-            header = next(reader)
+            delimiter = delimiter or max(_DELIMITERS, key=lambda one: _fitness(_split(head, one)))
+            header = _split(head, delimiter)
         except (csv.Error, TypeError) as error:  # TypeError: of a delimiter that cannot be one
-            raise InputError(f"{path}, line 1: not CSV: {error}") from None
-        columns = _columns(path, header, named=named)
-        yield from _rows(reader, columns, above=1 if declared else 0, delimiter=delimiter)
+            raise InputError(f"{path}, line {number}: not CSV: {error}") from None
+        yield from _rows(lines, _columns(f"{path}, line {number}", header, named=named), delimiter)
+
+
+def _first_line(lines: Iterator[tuple[int, str]]) -> tuple[int, str]:
+    """Return (number, line) of the next line that is not blank, (0, "") at the end; an overlong line is empty."""
+    return next(((number, line) for number, line in lines if not line or line.strip()), (0, ""))
 
 
 def _fitness(columns: Sequence[str]) -> tuple[bool, bool, int]:
@@ -110,20 +116,21 @@ def _split(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _columns(path: Path, header: list[str], *, named: bool) -> list[str]:
+def _columns(where: str, header: list[str], *, named: bool) -> list[str]:
     """Return the columns of a header, made unique; raises InputError if it names no file or no caption."""
     if len(header) > _MAX_COLUMNS:
-        raise InputError(f"{path}: has more than {_MAX_COLUMNS:,} columns; keep file and caption")
+        raise InputError(f"{where}: has more than {_MAX_COLUMNS:,} columns; keep file and caption")
     keys = {key_of(column) for column in header}
     shown = ", ".join(repr(column[:40]) for column in header[:20])
-    if not any(map(is_caption, keys)):
-        raise InputError(
-            f"{path}, line 1: no column for the caption ({', '.join(CAPTION_KEYS)}); the columns are {shown}"
-        )
-    if named and not keys & set(NAME_KEYS):
-        raise InputError(
-            f"{path}, line 1: no column names the file ({', '.join(NAME_KEYS)}); the columns are {shown}"
-        )
+    for is_there, what, wanted in (
+        (any(map(is_caption, keys)), "the caption", CAPTION_KEYS),
+        (not named or bool(keys & set(NAME_KEYS)), "the file", NAME_KEYS),
+    ):
+        if not is_there:
+            raise InputError(
+                f"{where}: no column is named for {what} ({', '.join(wanted)}); this line must name the columns, and "
+                f"says {shown}"
+            )
     times: dict[str, int] = {}
     unique = []
     for column in header:
@@ -133,37 +140,48 @@ def _columns(path: Path, header: list[str], *, named: bool) -> list[str]:
     return unique
 
 
-def _rows(reader: Any, columns: list[str], above: int, delimiter: str) -> Iterator[Record]:
-    """Yield the rows of a csv reader that has read the header; `above`: lines of the file above the header."""
+def _rows(lines: Iterator[tuple[int, str]], columns: list[str], delimiter: str) -> Iterator[Record]:
+    """Yield the rows below the header. A quotation mark without its partner costs one row, not those it embraces."""
+    again: deque[tuple[int, str]] = deque()  # lines that a damaged row took in
+    taken: list[tuple[int, str]] = []  # lines of the present row
+
+    def feed() -> Iterator[str]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            taken.append(line)
+            yield line[1]
+
+    reader = csv.reader(feed(), delimiter=delimiter)
     while True:
-        begun = reader.line_num
+        taken.clear()
         try:
             fields = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:
-            yield f"line {reader.line_num + above}", Fault(f"is not CSV: {error}")
-            continue
-        where, lines = f"line {reader.line_num + above}", reader.line_num - begun
-        if not any(fields):
-            continue
-        if fields == [_OVERLONG]:
+        except csv.Error:
+            fields = []
+        where = f"line {taken[0][0]}"
+        if not taken[0][1]:
             yield where, _TOO_LONG
-        elif lines > _MAX_ROW_LINES or (
-            lines > 1 and delimiter == "\t" and any("\t" in one for one in fields)
-        ):
-            yield (
-                f"line {begun + 1 + above}",
-                Fault("has a field that spans rows; close its quotation mark"),
-            )
+        elif (len(taken) > 1 or not fields) and not _is_strict([line for _, line in taken], delimiter):
+            yield where, Fault("is not CSV; close its quotation mark")
+            again.extendleft(reversed(taken[1:]))
+            reader = csv.reader(feed(), delimiter=delimiter)
         elif len(fields) > len(columns):
             yield where, Fault("has more fields than the header; quote the caption")
-        else:
+        elif any(fields):
             yield where, dict(zip(columns, fields, strict=False))
 
 
-def _jamendo(lines: Iterator[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=2):
+def _is_strict(lines: Sequence[str], delimiter: str) -> bool:
+    """Return True if lines are one row with no character between a closing quotation mark and the next delimiter."""
+    try:
+        return sum(1 for _ in csv.reader(lines, delimiter=delimiter, strict=True)) == 1
+    except csv.Error:
+        return False
+
+
+def _jamendo(lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
+    for number, line in lines:
         fields = line.rstrip("\r\n").split("\t")
         if not line:
             yield f"line {number}", _TOO_LONG
@@ -261,13 +279,6 @@ def _parquet(path: Path) -> Iterator[Record]:
                     number += 1
     except ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file: {error}") from None
-
-
-_OVERLONG = "\0"  # stands for an overlong line of a table; a NUL is in no text file
-
-
-def _without_overlong(lines: Iterator[str]) -> Iterator[str]:
-    return (line or f"{_OVERLONG}\n" for line in lines)
 
 
 def _numbered(path: Path) -> Iterator[tuple[str, str]]:

@@ -71,8 +71,11 @@ class FolderSource:
                 )
             )
         if not refs:
-            why = f" ({self._faults})" if self._faults.found() else ""
-            raise InputError(f"{self.root}: none of its {len(self._sounds)} sound files has a caption{why}")
+            files = ", ".join(path.name for path in (self._captions_file, self.spec.tags) if path is not None)
+            why = str(self._faults) or f"{files or self.spec.captions} holds no rows"
+            raise InputError(
+                f"{self.root}: none of its {len(self._sounds)} sound files has a caption ({why})"
+            )
         return refs, skipped
 
     def set_aside(self) -> tuple[SetAside, ...]:
