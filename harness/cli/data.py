@@ -35,9 +35,7 @@ class SourceOptions:
     )
     captions: Annotated[
         Path | None,
-        typer.Option(
-            help="folder: captions by file (CSV, TSV, JSON, JSONL, Parquet), or a folder of song.json."
-        ),
+        typer.Option(help="folder: captions as CSV, TSV, JSON, JSONL, Parquet, or a folder of song.json."),
     ] = None
     tags: Annotated[Path | None, typer.Option(help="folder: a Jamendo TSV whose tags become captions.")] = (
         None

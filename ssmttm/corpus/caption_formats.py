@@ -97,7 +97,11 @@ def _table(path: Path, *, named: bool) -> Iterator[Record]:
         try:
             delimiter = delimiter or max(_DELIMITERS, key=lambda one: _fitness(_split(head, one)))
             header = _split(head, delimiter)
-        except (csv.Error, TypeError) as error:  # TypeError: of a delimiter that cannot be one
+        except (
+            csv.Error,
+            TypeError,
+            ValueError,
+        ) as error:  # the latter two: of a delimiter that cannot be one
             raise InputError(f"{path}, line {number}: not CSV: {error}") from None
         yield from _rows(lines, _columns(f"{path}, line {number}", header, named=named), delimiter)
 
