@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.corpora.build import CorpusTasks
     from harness.submit.parts import PartStatus
     from ssmttm.corpus.describe import CorpusDescription
-    from ssmttm.corpus.manifest import Manifest
+    from ssmttm.corpus.manifest import Manifest, SetAside
     from ssmttm.corpus.spec import BuildSpec
 
 data_app = typer.Typer(
@@ -38,7 +38,8 @@ class SourceOptions:
         None
     )
     captions: Annotated[
-        Path | None, typer.Option(help="folder: captions by file, as CSV, JSON, JSONL or Jamendo TSV.")
+        Path | None,
+        typer.Option(help="folder: captions as CSV, TSV, JSON, JSONL, Parquet, or a folder of song.json."),
     ] = None
     tags: Annotated[Path | None, typer.Option(help="folder: a Jamendo TSV whose tags become captions.")] = (
         None
@@ -254,7 +255,7 @@ def _print_built(out: Path, manifest: Manifest) -> None:
     hours = sum(manifest.hours(split) for split in manifest.splits)
     counts = f"{hours:.2f} hours in {len(manifest.splits)} splits"
     print_line(f"{out}: {counts}, fingerprint {manifest.fingerprint[:12]}")
-    _print_left_out(left_out(manifest))
+    _print_left_out(left_out(manifest), manifest.set_aside)
 
 
 @data_app.command("inspect", epilog="Examples:\n\nssmscale data inspect corpora/bach")
@@ -307,13 +308,18 @@ def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
         print_line(f"{name}:")
         for line in lines:
             print_line(f"  {line}")
-    _print_left_out(about.skipped_reasons)
+    _print_left_out(about.skipped_reasons, about.set_aside)
 
 
-def _print_left_out(reasons: Mapping[str, Sequence[str]]) -> None:
-    if not reasons:
-        return
-    print_line(f"left out: {counted(sum(map(len, reasons.values())), 'track')}")
+def _print_left_out(reasons: Mapping[str, Sequence[str]], rows: Sequence[SetAside]) -> None:
+    """Print the tracks and the rows of captions that were not used, by reason."""
+    if reasons:
+        print_line(f"left out: {counted(sum(map(len, reasons.values())), 'track')}")
     for reason, tracks in reasons.items():
         more = f" and {len(tracks) - MOST_NAMED} more" if len(tracks) > MOST_NAMED else ""
         print_line(f"  {', '.join(tracks[:MOST_NAMED])}{more}: {reason}")
+    if rows:
+        print_line(f"set aside: {counted(sum(one.rows for one in rows), 'row')} of captions")
+    for one in rows:
+        more = f" and {one.rows - len(one.first):,} more" if one.rows > len(one.first) else ""
+        print_line(f"  {one.file}, {', '.join(one.first)}{more}: {one.reason}")

@@ -102,7 +102,7 @@ def open_tasks(
     if device != "cpu" and not offered.gpus:
         raise InputError(f"--device {device}: {backend.where} has no GPUs; use --device cpu")
     backend.check(places)
-    refs, _ = build.tracks()
+    refs, _ = build.tracks
     drives = backend.name == "ray"
     live = live_jobs(build.work / JOBS)
     number = (
@@ -133,7 +133,7 @@ def build_by_ray_here(spec: BuildSpec, out: Path, device: str, progress: Progres
 
     build = OpenBuild(_absolute(spec), out.absolute(), device)
     if not build.is_finished:
-        build.tracks()  # every mistake is reported before a Ray starts
+        build.check()  # every mistake is reported before a Ray starts
         log_dir = jobs_folder(build) / "ray"
         with ray_here(this_machine(), log_dir, dashboard=False, object_store_bytes=DATA_STORE_BYTES) as ray:
             os.environ |= ray.environment()

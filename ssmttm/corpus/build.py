@@ -2,7 +2,7 @@
 
 A build can be stopped at any instant and started again with the same specification: finished tracks are not read
 again, and the corpus has the same fingerprint as that of an uninterrupted build, for any number of workers. A build
-returns a finished corpus unchanged, and never touches a corpus of another specification.
+returns a finished corpus unchanged, and never touches a corpus of another specification or other files.
 
 Builds of the parts of one corpus share its folder. Each reads tracks as parts.py says; when all tracks are read, the
 first fits the codec, all write shards, and the first to find every shard writes the manifest. A build in one process
@@ -23,12 +23,23 @@ from filelock import Timeout
 from pydantic import JsonValue
 
 from ssmttm.codec.base import CODEC_FILE
+from ssmttm.corpus.claim import (
+    WORK,
+    check_claim,
+    claim,
+    finished_corpus,
+    keep_only_results_of,
+    noting_refusal,
+    recorded_recipe,
+    remove_leftovers,
+)
+from ssmttm.corpus.contents import write_files
 from ssmttm.corpus.manifest import MANIFEST, Manifest, Skipped, load_manifest
 from ssmttm.corpus.packages import installed_version
 from ssmttm.corpus.parts import PartLocks, Share, divide, in_turn
 from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.source import Source, TrackRef
-from ssmttm.corpus.spec import RECIPE, BuildSpec, differences
+from ssmttm.corpus.spec import RECIPE, BuildSpec
 from ssmttm.corpus.split import limited, split_tracks
 from ssmttm.corpus.stages import (
     clip_lines,
@@ -42,10 +53,11 @@ from ssmttm.corpus.tracks import TrackRecord, make_source
 from ssmttm.corpus.workers import LocalWorkers, Workers
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json, read_document, write_atomically
+from ssmttm.files import write_atomically
 from ssmttm.locks import file_lock
 
-_WORK, _RECIPE_FILE = ".work", "recipe.json"
+_JOINS = "joins.lock"
+"""Lock of the worker that does what one alone does for all parts: fit the codec, and write the manifest."""
 _BEGIN_SECONDS = 60.0
 """Longest time to wait for other workers that begin; builds of former versions hold the lock to their end."""
 JOBS = "jobs"
@@ -68,7 +80,7 @@ class OpenBuild:
         is_here = spec.codec == "rvq" or not computes_elsewhere
         self.codec = pretrained_codec(spec, device if is_here else "cpu")
         self.spec = spec if self.codec is None else spec.settled(self.codec.facts)
-        self.out, self.work = out, out / _WORK
+        self.out, self.work = out, out / WORK
         self.device = device
         self.source = make_source(self.spec)
         self.recipe: dict[str, JsonValue] = {
@@ -86,13 +98,8 @@ class OpenBuild:
         """Raise InputError if `out` holds a build of another specification, finished or not."""
         if self.is_finished:
             self.result()
-            return
-        path = self.work / _RECIPE_FILE
-        if path.exists():
-            before = {
-                key: value for key, value in parse_json(read_document(path)).items() if key != "made_with"
-            }
-            _refuse_differing(before, self.recipe, self.out)
+        else:
+            check_claim(self.recipe, self.out, self.tracks[0])
 
     @property
     def is_finished(self) -> bool:
@@ -100,16 +107,17 @@ class OpenBuild:
         return (self.out / MANIFEST).exists()
 
     def result(self) -> Manifest:
-        """Return the manifest of the finished corpus; raises InputError if another specification made it."""
-        return _finished(self.recipe, self.out)
+        """Return the manifest of the finished corpus; raises InputError if other files or choices made it."""
+        return finished_corpus(self.recipe, self.out, self.spec.audio)
 
     @cached_property
     def full_recipe(self) -> dict[str, JsonValue]:
         """The recipe with the versions of the libraries."""
         return {**self.recipe, "made_with": _made_with(self.source, self.device if self.codec else None)}
 
+    @cached_property
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
-        """Return the tracks to read, and those that cannot be used."""
+        """The tracks to read, and those that cannot be used; reading this raises InputError if the source is wrong."""
         refs, unused = self.source.tracks()
         return limited(refs, self.spec), unused
 
@@ -152,19 +160,27 @@ def build_part(
     Returns None if other workers still read tracks after WAIT_SECONDS; the last of them finishes the corpus. Raises as
     build_corpus does.
     """
-    if not build.is_finished:
-        build.work.mkdir(parents=True, exist_ok=True)
-        with PartLocks(build.work, share.of) as locks:
-            if _begin(build, share, locks):
-                try:
-                    if not _Building(build, share, progress or Progress()).run(locks, open_workers):
-                        return None
-                except FileNotFoundError:
-                    if not build.is_finished:
-                        raise
-                    # Another worker finished the corpus and removed the files of the work.
-        _tidy(build.work)
-    return build.result()
+    if build.is_finished:
+        return build.result()
+    progress = progress or Progress()
+    progress.stage("find tracks", 1, 0)  # captions of a million tracks take half a minute
+    build.tracks  # noqa: B018  # before the claim, so that a wrong source blocks no other build
+    progress.advance()
+    build.work.mkdir(parents=True, exist_ok=True)
+    with PartLocks(build.work, share.of) as locks:
+        if not _begin(build, share, locks):
+            return build.result()
+        try:
+            with noting_refusal(build.out):
+                is_finished = _Building(build, share, progress).run(locks, open_workers)
+        except FileNotFoundError:
+            if not build.is_finished:
+                raise
+            is_finished = True  # another worker finished the corpus and removed the files of the work
+    if not is_finished:
+        return None
+    _tidy(build.work)
+    return load_manifest(build.out)
 
 
 def _begin(build: OpenBuild, share: Share, locks: PartLocks) -> bool:
@@ -176,9 +192,14 @@ def _begin(build: OpenBuild, share: Share, locks: PartLocks) -> bool:
             raise _is_built(build.out) from None
         if build.is_finished:
             return False
-        if locks.others() or (not locks.take(share.part) and share.of == 1):
+        if locks.are_others() or (not locks.take(share.part) and share.of == 1):
             raise _is_built(build.out)
-        _claim(build.full_recipe, build.out)
+        if not locks.are_alive():
+            locks.forget()  # tracks may have changed since
+            claim(build.full_recipe, build.out, build.tracks[0])
+        elif recorded_recipe(build.out) != build.full_recipe:
+            check_claim(build.full_recipe, build.out, build.tracks[0])  # says what differs
+            raise _is_built(build.out)
         if build.codec is not None and not (build.out / "codec" / CODEC_FILE).exists():
             build.codec.save(build.out / "codec")
     return True
@@ -204,10 +225,8 @@ class _Building:
         """Read tracks, and finish the corpus unless other workers still read; False if they do."""
         build, progress, seconds, spec = self.build, self.progress, self.seconds, self.build.spec
         with _timed(seconds, "all"):
-            progress.stage("find tracks", 1, 0)  # captions of a million tracks take half a minute
-            refs, unused = build.tracks()
+            refs, unused = build.tracks
             parts = divide(refs, self.share.of)
-            progress.advance()
             with open_workers(build, progress) as workers:
                 with _timed(seconds, "read tracks"):
                     if not locks.read_all(
@@ -219,21 +238,25 @@ class _Building:
                 records = sorted(self.known.values(), key=lambda record: record.track)
                 usable, skipped = usable_tracks(records, spec)
                 splits = split_tracks(usable, spec)
-                with _timed(seconds, "fit codec"), in_turn(build.work / "codec.lock", progress.pulse):
+                with _timed(seconds, "fit codec"), in_turn(build.work / _JOINS, progress.pulse):
+                    if build.is_finished:  # else what others made could be taken for another build's
+                        return True
+                    keep_only_results_of(build.recipe, splits, build.out, fitted=build.codec is None)
                     fitted = build.codec or fit_codec(
                         build.out / "codec", build.work, splits["train"], spec, progress
                     )
                 with _timed(seconds, "write shards"):
                     first = self.share.part / self.share.of
                     shards = write_shards(workers, splits, spec, progress, first)
-        with in_turn(build.work / "manifest.lock", progress.pulse):
+        with in_turn(build.work / _JOINS, progress.pulse):
             if build.is_finished:
                 return True
-            _remove_leftovers(build.out)
+            remove_leftovers(build.out)
             described = {
                 split: write_clips(build.out, split, clip_lines(tracks, spec), shards[split])
                 for split, tracks in splits.items()
             }
+            write_files(build.out, [(record.track, record.file) for record in records if record.file])
             report = self._report(workers.count)  # no part of the corpus's identity
             write_atomically(build.out / "build.json", (json.dumps(report, indent=1) + "\n").encode())
             write_manifest(
@@ -244,6 +267,7 @@ class _Building:
                 splits=described,
                 licences={record.facts.licence for record in usable if record.facts},
                 skipped=sorted([*unused, *skipped], key=lambda one: one.track),
+                set_aside=build.source.set_aside(),
                 recipe=build.full_recipe,
             )
         return True
@@ -271,41 +295,6 @@ def _made_with(source: Source, device: str | None) -> dict[str, JsonValue]:
     found = source.made_with() | {name: installed_version(name) for name in names}
     # A GPU rounds differently from a CPU, and sometimes another entry is the nearest.
     return found if device is None else found | {"device": device}
-
-
-def _finished(recipe: dict[str, JsonValue], out: Path) -> Manifest:
-    manifest = load_manifest(out)
-    # Library versions are recorded and not compared: a finished corpus has its fingerprint.
-    before = {key: value for key, value in manifest.recipe.items() if key != "made_with"}
-    found = differences(before, recipe)
-    if found:
-        raise InputError(
-            f"{out}: was built from another specification ({'; '.join(found)}); build elsewhere, or remove it"
-        )
-    return manifest
-
-
-def _claim(recipe: dict[str, JsonValue], out: Path) -> None:
-    """Record the recipe of this build, or check that an earlier, unfinished build had the same."""
-    path = out / _WORK / _RECIPE_FILE
-    if path.exists():
-        _refuse_differing(parse_json(read_document(path)), recipe, out)
-    write_atomically(path, json.dumps(recipe, indent=1).encode())
-
-
-def _refuse_differing(before: dict[str, JsonValue], recipe: dict[str, JsonValue], out: Path) -> None:
-    found = differences(before, recipe)
-    if found:
-        raise InputError(
-            f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "
-            "build elsewhere, or remove it"
-        )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove files that killed workers had begun to write; what they hold has been written since."""
-    for leftover in [*out.glob(".*.tmp"), *out.glob("shards/.*.tmp"), *out.glob("codec/.*.tmp")]:
-        leftover.unlink(missing_ok=True)
 
 
 def _tidy(work: Path) -> None:

@@ -82,10 +82,20 @@ class PartLocks:
         for part in list(self._held):
             self.release(part)
 
-    def others(self) -> bool:
+    def are_others(self) -> bool:
         """True if a living worker holds a part of another division."""
         mine = {self._lock(part) for part in range(self.of)}
-        return any(is_held(path) for path in self.folder.glob("*.lock") if path not in mine)
+        return any(is_held(path) for path in self._locks() - mine)
+
+    def are_alive(self) -> bool:
+        """True if a living worker beside this one holds a part."""
+        mine = {self._lock(part) for part in self._held}
+        return any(is_held(path) for path in self._locks() - mine)
+
+    def forget(self) -> None:
+        """Count no part as read, while no other worker lives; what was read has its records."""
+        for mark in self.folder.glob("*.read"):
+            mark.unlink(missing_ok=True)
 
     def take(self, part: int) -> bool:
         """Lock a part, unless a living worker has it; True if this worker holds it."""
@@ -132,6 +142,10 @@ class PartLocks:
             pulse()
             sleep(PULSE_SECONDS)
         return True
+
+    def _locks(self) -> set[Path]:
+        # Where the file system has no locks, those of living workers are leases beside these names.
+        return {path.with_name(path.name.removesuffix(".lease")) for path in self.folder.glob("*.lock*")}
 
     def _lock(self, part: int) -> Path:
         return self.folder / f"{part}-of-{self.of}.lock"

@@ -23,6 +23,7 @@ from ssmttm.codec.base import Audio, Codec, Codes
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
+from ssmttm.corpus.contents import UNKNOWN, FileStamp, current, stamp
 from ssmttm.corpus.manifest import ShardFacts
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
@@ -31,6 +32,8 @@ from ssmttm.files import Frozen, read_document, replacing, sha256_file, write_at
 from ssmttm.locks import file_lock
 
 _CLIPS_AT_ONCE = 8  # encoded together by a pretrained codec: 40 MB of audio at 30 s and 44.1 kHz
+_TRIES = 3  # at a file that changes while it is read
+_CHANGED = "changed while it was read"
 
 
 class TrackRecord(Frozen):
@@ -42,6 +45,8 @@ class TrackRecord(Frozen):
     frames: int
     facts: TrackFacts | None
     skipped: str = ""
+    file: FileStamp | None = None
+    """The file that was read, if its content identifies the track."""
 
 
 class ClipPlace(NamedTuple):
@@ -116,11 +121,18 @@ def start_worker(
 def read_track(ref: TrackRef) -> TrackRecord:
     """Turn one track into frames on disk and return its record."""
     worker = _this_worker()
-    try:
-        frames, facts, skipped = _read(worker, ref)
-    except SkipTrackError as error:
-        frames, facts, skipped = 0, None, str(error)
-    return _keep_record(worker.work, ref, frames, facts, skipped)
+    for _ in range(_TRIES):
+        file = stamp(ref.path) if ref.by_content else None
+        try:
+            frames, facts = _read(worker, ref)
+            end = Decoded(facts, "", file)
+        except SkipTrackError as error:
+            frames, end = 0, Decoded(None, str(error), file)
+        if file is None or current(ref.path, file) is not None:
+            break
+    else:
+        frames, end = 0, Decoded(None, _CHANGED, UNKNOWN)
+    return _keep_record(worker.work, ref, frames, end)
 
 
 class Decoded(NamedTuple):
@@ -128,47 +140,62 @@ class Decoded(NamedTuple):
 
     facts: TrackFacts | None
     skipped: str
+    file: FileStamp | None
+    """The file that was read, if its content identifies the track."""
 
 
 def decode_track(ref: TrackRef) -> Iterator[Array | Decoded]:
     """Yield a track's clips in batches (clips, samples) that a codec encodes together, and at last `Decoded`."""
     worker = _this_worker()
+    file = stamp(ref.path) if ref.by_content else None
     try:
         opened = worker.source.open(ref)
         yield from _batches(opened.blocks, worker.spec)
+        end = Decoded(opened.facts, "", file)
     except SkipTrackError as error:
-        yield Decoded(None, str(error))
-    else:
-        yield Decoded(opened.facts, "")
+        end = Decoded(None, str(error), file)
+    has_changed = file is not None and current(ref.path, file) is None
+    yield Decoded(None, _CHANGED, UNKNOWN) if has_changed else end
 
 
 def keep_codes(
     work: Path, spec: BuildSpec, ref: TrackRef, end: Decoded, codes: Iterable[Codes]
 ) -> TrackRecord:
     """Write the codes (batch, codebooks, frames) of a decoded track's batches as its frames; return its record."""
-    frames, skipped = 0, end.skipped
-    if not skipped:
-        frames = _write_frames(work, spec, ref, _frames_of(codes))
-        skipped = _too_short(frames, spec)
-    return _keep_record(work, ref, frames, end.facts, skipped)
+    frames = 0 if end.skipped else _write_frames(work, spec, ref, _frames_of(codes))
+    return _keep_record(work, ref, frames, end)
 
 
-def _keep_record(
-    work: Path, ref: TrackRef, frames: int, facts: TrackFacts | None, skipped: str
-) -> TrackRecord:
-    record = TrackRecord(
-        track=ref.track, piece=ref.piece, group=ref.group, frames=frames, facts=facts, skipped=skipped
-    )
+def _keep_record(work: Path, ref: TrackRef, frames: int, end: Decoded) -> TrackRecord:
+    record = TrackRecord(track=ref.track, piece=ref.piece, group=ref.group, frames=frames, **end._asdict())
     write_atomically(_file(work, ref.track, "json"), record.model_dump_json().encode())
     return record
 
 
-def finished_record(work: Path, track: str) -> TrackRecord | None:
-    """Return the record that an earlier build left of a track, if any."""
+def has_record(work: Path, track: str) -> bool:
+    """Return True if an earlier build read a track of that name."""
+    return _file(work, track, "json").is_file()
+
+
+def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
+    """Return the record that an earlier build left of a track, if any and if its file holds the same as then.
+
+    The record says of the track what `ref` says now: captions may have changed meanwhile.
+    """
     try:
-        return TrackRecord.model_validate_json(read_document(_file(work, track, "json")))
+        record = TrackRecord.model_validate_json(read_document(_file(work, ref.track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
+    if not ref.by_content:
+        return record
+    if record.file is None or (file := current(ref.path, record.file)) is None:
+        return None
+    facts = record.facts
+    if facts is not None:
+        facts = facts.model_copy(
+            update={"captions": ref.captions, "title": ref.title, "licence": ref.licence}
+        )
+    return record.model_copy(update={"piece": ref.piece, "group": ref.group, "facts": facts, "file": file})
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
@@ -207,8 +234,8 @@ def _write_shard(worker: _Worker, plan: ShardPlan) -> ShardFacts:
     return write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
-def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
-    """Write the frames of a track; return their number, its facts, and the reason to leave it out, if any."""
+def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts]:
+    """Write the frames of a track; return their number and its facts."""
     spec = worker.spec
     opened = worker.source.open(ref)
     groups: Iterator[npt.NDArray[np.generic]]
@@ -217,8 +244,7 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
     else:
         encoder = worker.encoder or worker.codec
         groups = _frames_of(encoder.encode(batch) for batch in _batches(opened.blocks, spec))
-    frames = _write_frames(worker.work, spec, ref, groups, worker.pulse)
-    return frames, opened.facts, _too_short(frames, spec)
+    return _write_frames(worker.work, spec, ref, groups, worker.pulse), opened.facts
 
 
 def _write_frames(
@@ -236,14 +262,6 @@ def _write_frames(
             frames += len(group)
             pulse()
     return frames
-
-
-def _too_short(frames: int, spec: BuildSpec) -> str:
-    """Return the reason to leave out a track that fills no clip; empty if it fills one."""
-    if frames >= spec.min_frames:
-        return ""
-    least = spec.min_frames / spec.frame_rate
-    return f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
 
 
 def mel_of(spec: BuildSpec) -> LogMel:

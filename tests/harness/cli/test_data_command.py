@@ -61,6 +61,19 @@ def test_recordings_become_a_corpus_that_is_left_alone_when_built_again_and_chec
     assert refused(ssmscale("data", "inspect", "corpus"), shard.name)
 
 
+def test_rows_of_captions_that_are_set_aside_are_counted_by_reason(
+    ssmscale: Command, recordings: Path
+) -> None:
+    with (recordings.parent / "captions.csv").open("a") as file:
+        file.write("".join(f"gone-{number}.flac,A tone\n" for number in range(5)) + "piece-0.flac,\n")
+    for answer in (build(ssmscale, recordings), ssmscale("data", "inspect", "corpus")):
+        assert answer.status == 0, answer.err
+        assert "set aside: 6 rows of captions" in answer.out
+        assert "captions.csv, line 6 ('gone-0.flac'), line 7" in answer.out
+        assert "and 2 more: names a file that is not in the audio directory" in answer.out
+        assert "captions.csv, line 11: has no caption" in answer.out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -15,6 +15,7 @@ from ssmttm.codec.neural import NeuralCodec
 from ssmttm.corpus import parts
 from ssmttm.corpus.bach import BachSource
 from ssmttm.corpus.build import OpenBuild, build_corpus, build_part, local_workers
+from ssmttm.corpus.claim import claim
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.corpus.parts import PartLocks, Share, divide, estimated_seconds
 from ssmttm.corpus.progress import Progress
@@ -113,6 +114,7 @@ def test_a_worker_waits_for_a_reading_one_only_for_a_while(
     out = tmp_path / "out"
     with PartLocks(out / ".work", 2) as other:
         assert other.take(1)
+        claim(OpenBuild(folder_spec, out).full_recipe, out, [])
         assert build_part(OpenBuild(folder_spec, out), Share(0, 2), local_workers(1)) is None
         assert 0 < records(out) < 12
     manifest = build_part(OpenBuild(folder_spec, out), Share(1, 2), local_workers(1))
@@ -127,10 +129,12 @@ def test_a_living_part_refuses_builds_of_other_parts_and_of_other_specifications
 
     class BuildMeanwhile(Progress):
         def stage(self, name: str, total: int, done: int) -> None:
+            if name != "read tracks":
+                return
             for of, spec, said in (
                 (1, folder_spec, "another build is writing"),
                 (3, folder_spec, "another build is writing"),
-                (4, folder_spec.model_copy(update={"seed": 1}), "another specification"),
+                (4, folder_spec.model_copy(update={"seed": 1}), "another build is writing"),
             ):
                 with pytest.raises(InputError, match=said):
                     build_part(OpenBuild(spec, out), Share(0, of), local_workers(1))
