@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.common.format import Estimate, counted
 from harness.corpora.part import BuildRequest
+from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.dispatch.part import PARTS, Part
 from harness.plan.cluster import Cluster, this_machine
-from harness.record.jobs import SchedulerUnavailable
+from harness.record.jobs import JobView, SchedulerUnavailable
 from harness.submit.parts import (
     PartsHandedOver,
     PartState,
@@ -112,14 +113,21 @@ def open_tasks(
     )
     seconds = [sum(map(estimated_seconds, part)) for part in divide(refs, number)]
     made = _parts(build, spec, offered, seconds, drives=drives)
-    names = {part.series_id for part in made}
-    if others := [job for name, job in live.items() if name not in names]:
+    _refuse_others(build, made, live)
+    return CorpusTasks(build, backend, tuple(made))
+
+
+def _refuse_others(build: OpenBuild, made: Sequence[Part], live: Mapping[str, JobView]) -> None:
+    """Raise InputError if live jobs do other work on this corpus than these parts."""
+    arrays = ArrayStore(jobs_folder(build)).read().values()
+    submitted = {task.series_id: task.order for array in arrays for task in array.tasks}
+    orders = {part.series_id: part.order for part in made}
+    if others := [job for name, job in live.items() if submitted.get(name) != orders.get(name)]:
         jobs = ", ".join(dict.fromkeys(job.job_id.split("_")[0] for job in others))
         raise InputError(
-            f"--parts {number}: {counted(len(others), 'other task')} of {out} are queued or running (job {jobs}); "
-            "repeat the command that submitted them, or cancel the job"
+            f"{build.out}: {counted(len(others), 'task')} with other options or --parts queued or running "
+            f"(job {jobs}); repeat the command that submitted them, or cancel the job"
         )
-    return CorpusTasks(build, backend, tuple(made))
 
 
 def build_by_ray_here(spec: BuildSpec, out: Path, device: str, progress: Progress) -> Manifest:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 from filelock import BaseFileLock, Timeout
 
-from ssmttm.corpus.progress import PULSE_SECONDS
+from ssmttm.corpus.progress import POLL_SECONDS
 from ssmttm.corpus.source import TrackRef
 from ssmttm.files import write_atomically
 from ssmttm.locks import file_lock, is_held
@@ -140,7 +140,7 @@ class PartLocks:
             if monotonic() > deadline:
                 return False
             pulse()
-            sleep(PULSE_SECONDS)
+            sleep(POLL_SECONDS)
         return True
 
     def _locks(self) -> set[Path]:
@@ -169,10 +169,10 @@ def lock_now(path: Path) -> BaseFileLock | None:
 
 @contextmanager
 def in_turn(path: Path, pulse: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file during the block, calling `pulse` each second while another worker holds it."""
+    """Hold the lock of a file during the block, calling `pulse` again and again while another worker holds it."""
     while (lock := lock_now(path)) is None:
         pulse()
-        sleep(PULSE_SECONDS)
+        sleep(POLL_SECONDS)
     try:
         yield
     finally:

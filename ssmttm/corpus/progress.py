@@ -9,6 +9,8 @@ Result = TypeVar("Result")
 
 PULSE_SECONDS = 1.0
 """Longest pause between two calls to a listener while other processes work."""
+POLL_SECONDS = 0.2
+"""Pause between two looks at what the workers of other builds have done."""
 
 
 class Progress:

@@ -18,7 +18,7 @@ from ssmttm.codec.load import load_codec
 from ssmttm.codec.rvq import RvqCodec, RvqConfig
 from ssmttm.corpus.bach_captions import place_phrase
 from ssmttm.corpus.manifest import MANIFEST, Clip, ShardFacts, Skipped
-from ssmttm.corpus.progress import PULSE_SECONDS, Progress, pulsing
+from ssmttm.corpus.progress import POLL_SECONDS, Progress, pulsing
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.split import clips_of, shard_plans
@@ -153,7 +153,7 @@ def write_shards(
         left = of_others
         if left:
             progress.pulse()
-            sleep(PULSE_SECONDS)
+            sleep(POLL_SECONDS)
     return {split: [done[key] for key in sorted(done) if key[0] == split] for split in splits}
 
 

@@ -86,8 +86,8 @@ def test_killed_and_preempted_parts_make_the_corpus_of_one_process_and_so_does_r
     }
     # SLURM would fill one node of eight cores first.
     words = ("--partition=low", "--nodelist=n1", "--cpus-per-task=6", "--output=/dev/null", "--parsable")
-    other = study.slurm("sbatch", *words, "--wrap", "sleep 600").strip()
-    wait_until(lambda: f"{other} RUNNING" in study.queue())
+    blocker = study.slurm("sbatch", *words, "--wrap", "sleep 600").strip()
+    wait_until(lambda: f"{blocker} RUNNING" in study.queue())
     for build in builds.values():
         assert re.search(r"4 tasks submitted to dev: SLURM job \d+", said := build.build()), said
     jobs = study.queue()
@@ -103,13 +103,16 @@ def test_killed_and_preempted_parts_make_the_corpus_of_one_process_and_so_does_r
         said = build.build()
         assert re.search(r"part-2-of-4: (running|queued|done)", said), said
         assert "submitted" not in said
+        other = study.call_words(*build.words, "--seed", "1", "--cluster", str(study.profile_path))
+        assert other.status == 2
+        assert "with other options" in other.err or "another specification" in other.err, other.err
         asked = re.search(rf"{preempted}: \w+.*\(job (\d+_1)\)", said)
         assert asked is not None, said
         study.slurm("scontrol", "requeue", asked[1])
     assert len(study.queue()) <= len(jobs)
     for build in builds.values():
         wait_until((build.out / "manifest.json").exists)
-    study.slurm("scancel", other)
+    study.slurm("scancel", blocker)
     nodes = {line for build in builds.values() for line in started_on(build)}
     assert nodes == {"n1", "n2"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,6 @@ def test_tasks_of_this_machine_build_the_corpus_of_one_process(ssmscale: Command
     failed = ssmscale(*words, *given, "--segment-seconds", 50, "--parts", 2)
     assert failed.status == 1
     assert "part-0-of-2: failed: segment_seconds is 50, but the longest track has only 6.0 s" in failed.out
-    assert refused(ssmscale(*words, *given, "--parts", 2), "unfinished build from another specification")
-    shutil.rmtree("tasks")
     built = ssmscale(*words, *given, "--parts", 2)
     assert built.status == 0, built.err
     assert built.out.splitlines()[-1].removeprefix("tasks") == whole.out.splitlines()[-1].removeprefix(
