@@ -82,8 +82,8 @@ class FolderSource:
         return found
 
     def made_with(self) -> dict[str, JsonValue]:
-        """Return the versions of soundfile and soxr."""
-        return {name: installed_version(name) for name in ("soundfile", "soxr")}
+        """Return the versions of PyAV, which brings FFmpeg, and soxr."""
+        return {name: installed_version(name) for name in ("av", "soxr")}
 
     def open(self, ref: TrackRef) -> OpenTrack:
         """Open one file as a stream."""

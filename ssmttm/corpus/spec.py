@@ -22,7 +22,7 @@ class BuildSpec(Frozen):
 
     source: Literal["bach", "folder"]
     audio: Path | None = None
-    """folder: the directory of wav, flac, ogg and mp3 files."""
+    """folder: the directory of the sound files."""
     captions: Path | None = None
     """folder: captions by file, as CSV, JSON, JSONL, or an MTG-Jamendo TSV."""
     tags: Path | None = None

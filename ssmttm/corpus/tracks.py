@@ -160,7 +160,7 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
     skipped = ""
     if frames < spec.min_frames:
         least = spec.min_frames / spec.frame_rate
-        skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
+        skipped = f"too short: {frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
     return frames, opened.facts, skipped
 
 
