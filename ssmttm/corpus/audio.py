@@ -7,7 +7,7 @@ and content that is no music. The one who asks gets all of a file or the reason 
 import errno
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,16 @@ from ssmttm.corpus.source import Array, SkipTrackError
 from ssmttm.corpus.verdict import Verdict
 
 if TYPE_CHECKING:
+    from av.audio.codeccontext import AudioCodecContext
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
+FIRST_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+"""Endings that versions without FFmpeg read: the listing of their corpora has no others."""
 SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".mp4", ".aiff", ".aif", ".aifc"),
-    *(".oga", ".webm", ".mka", ".au", ".mp2"),
+    *FIRST_SUFFIXES,
+    *(".opus", ".m4a", ".aac", ".mp4", ".aiff", ".aif", ".aifc", ".oga", ".webm", ".mka", ".au", ".mp2"),
 )
 _BLOCK_SECONDS = 10
 _MAX_RATE, _MAX_CHANNELS = (
@@ -34,31 +37,11 @@ _MAX_RATE, _MAX_CHANNELS = (
 _WAV_PROBE = "32768"  # bytes: FFmpeg else searches 5 MB of every WAV for a codec in disguise, 20 ms a file
 _FORMATS = "wav,flac,ogg,mp3,mov,aac,aiff,matroska,au"  # FFmpeg's names; a playlist could open other files
 _BEGIN = 0.1  # seconds of a lossy stream in which a decoder may miss what was cut off before
-_SCALE = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}  # full scale is 1, as libsndfile has it
-
-
-class _Piece(NamedTuple):
-    """Decoded samples (channels, n) or, interleaved, (1, n x channels)."""
-
-    rate: int
-    channels: int
-    planar: bool
-    samples: npt.NDArray[Any]
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """All that joined pieces have in common."""
-        return *self[:3], self.samples.dtype
-
-    @property
-    def length(self) -> int:
-        """Samples of each channel."""
-        return self.samples.shape[1] // (1 if self.planar else self.channels)
-
-    def cut(self, start: int, stop: int) -> "_Piece":
-        """Return the samples from `start` to before `stop`."""
-        step = 1 if self.planar else self.channels
-        return self._replace(samples=self.samples[:, start * step : stop * step])
+_SCALE = {  # by FFmpeg's names: whole numbers become fractions of full scale, as in libsndfile
+    name + planar: scale
+    for name, scale in {"u8": 2**-7, "s16": 2**-15, "s32": 2**-31, "flt": 1.0, "dbl": 1.0}.items()
+    for planar in ("", "p")
+}
 
 
 def stream_audio(path: Path, sample_rate: int, seconds: float | None = None) -> Iterator[Array]:
@@ -95,39 +78,44 @@ def stream_audio(path: Path, sample_rate: int, seconds: float | None = None) -> 
 
 def _blocks(path: Path) -> Iterator[tuple[int, Array]]:
     """Yield the sample rate and blocks (channels, n) of a file, of equal length but where its form changes."""
-    held: list[_Piece] = []
-    count = 0
-    for piece in _pieces(path):
-        if held and piece.form != held[0].form:
-            yield held[0].rate, _as_float(_joined(held))
-            held, count = [], 0
-        held.append(piece)
-        count += piece.length
-        while count >= (length := _BLOCK_SECONDS * piece.rate):
-            whole = _joined(held)
-            yield piece.rate, _as_float(whole.cut(0, length))
-            held = [whole.cut(length, count)]
+    from av.audio.fifo import AudioFifo
+
+    form = (0, 0, "")
+    queue, count = AudioFifo(), 0  # joins frames of a few milliseconds without a call of NumPy for each
+    for frame in _frames(path):
+        new = (frame.rate, frame.layout.nb_channels, frame.format.name)
+        if new != form:
+            if count:
+                yield form[0], _as_float(queue.read(count))
+            if frame.format.name not in _SCALE:
+                raise SkipTrackError(f"unreadable audio: its samples are of the kind {frame.format.name}")
+            form, queue, count = new, AudioFifo(), 0
+        frame.pts = None  # else the queue compares the clock
+        queue.write(frame)
+        count += frame.samples
+        while count >= (length := _BLOCK_SECONDS * frame.rate):
+            yield frame.rate, _as_float(queue.read(length))
             count -= length
     if count:
-        yield held[0].rate, _as_float(_joined(held))
+        yield form[0], _as_float(queue.read(count))
 
 
-def _pieces(path: Path) -> Iterator[_Piece]:
+def _frames(path: Path) -> Iterator["AudioFrame"]:
     """Yield what FFmpeg decodes of a file; raises SkipTrackError if that is not all of it."""
     import av
+    from av.audio.stream import AudioStream
 
     try:
         options = {"format_whitelist": _FORMATS} | ({"probesize": _WAV_PROBE} if is_wav(path) else {})
         with av.open(f"file:{path}", container_options=options, metadata_errors="replace") as container:
             stream = container.streams.best("audio")
-            if stream is None:
+            if not isinstance(stream, AudioStream):
                 raise SkipTrackError("unreadable audio: the file holds no sound")
-            context = stream.codec_context
-            if context is None:
+            if stream.codec_context is None:
                 raise SkipTrackError("unreadable audio: FFmpeg has no decoder for it")
-            if not (0 < context.rate <= _MAX_RATE and 0 < context.channels <= _MAX_CHANNELS):
+            if not (0 < stream.rate <= _MAX_RATE and 0 < stream.channels <= _MAX_CHANNELS):
                 raise SkipTrackError(
-                    f"unreadable audio: its header says {context.rate:,} Hz and {context.channels} channels"
+                    f"unreadable audio: its header says {stream.rate:,} Hz and {stream.channels} channels"
                 )
             if container.format.name != "mp3":
                 yield from _decoded(path, container, stream)
@@ -138,7 +126,7 @@ def _pieces(path: Path) -> Iterator[_Piece]:
         raise SkipTrackError(f"unreadable audio: {_why(path, error)}") from error
 
 
-def _decoded(path: Path, container: "InputContainer", stream: "AudioStream") -> Iterator[_Piece]:
+def _decoded(path: Path, container: "InputContainer", stream: "AudioStream") -> Iterator["AudioFrame"]:
     """Yield the sound of one stream of a container."""
     import av
 
@@ -172,7 +160,7 @@ def _decoded(path: Path, container: "InputContainer", stream: "AudioStream") -> 
                 continue
             for frame in frames:
                 seconds += frame.samples / frame.rate
-                yield _piece(frame)
+                yield frame
     except av.error.FFmpegError as error:
         raise SkipTrackError(f"damaged: it cannot be decoded at {seconds:.2f} s") from error
     promised.check(seconds)
@@ -180,11 +168,11 @@ def _decoded(path: Path, container: "InputContainer", stream: "AudioStream") -> 
         raise failed
 
 
-def _decoded_mp3(file: BinaryIO) -> Iterator[_Piece]:
+def _decoded_mp3(file: BinaryIO) -> Iterator["AudioFrame"]:
     """Yield the sound of MPEG audio, without the delay and padding of its encoder."""
     import av
 
-    context = av.CodecContext.create("mp3float", "r")
+    context = cast("AudioCodecContext", av.CodecContext.create("mp3float", "r"))
     context.thread_count = 1
     for part in mp3_frames(file):
         try:
@@ -194,8 +182,18 @@ def _decoded_mp3(file: BinaryIO) -> Iterator[_Piece]:
                 continue
             raise SkipTrackError(f"damaged: it cannot be decoded at {part.seconds:.2f} s") from error
         for frame in frames:
-            if part.first < part.stop:
-                yield _piece(frame).cut(part.first, part.stop)
+            if part.stop - part.first == frame.samples:
+                yield frame
+            elif part.first < part.stop:
+                yield _cut(frame, part.first, part.stop)
+
+
+def _cut(frame: "AudioFrame", first: int, stop: int) -> "AudioFrame":
+    """Return some samples of a frame whose channels are apart."""
+    samples: Any = np.ascontiguousarray(frame.to_ndarray()[:, first:stop])
+    cut = type(frame).from_ndarray(samples, format=frame.format.name, layout=frame.layout.name)
+    cut.rate = frame.rate
+    return cut
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -208,38 +206,29 @@ def _why(path: Path, error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _piece(frame: "AudioFrame") -> _Piece:
-    samples = frame.to_ndarray()
-    return _Piece(frame.rate, frame.layout.nb_channels, frame.format.is_planar, samples)
-
-
-def _joined(pieces: list[_Piece]) -> _Piece:
-    if len(pieces) == 1:
-        return pieces[0]
-    return pieces[0]._replace(samples=np.concatenate([piece.samples for piece in pieces], axis=1))
-
-
-def _as_float(piece: _Piece) -> Array:
-    """Return samples as float32 (channels, n), full scale 1."""
-    samples = piece.samples if piece.planar else piece.samples.reshape(-1, piece.channels).T
-    scale = _SCALE.get(samples.dtype.str[1:])
+def _as_float(frame: "AudioFrame | None") -> Array:
+    """Return the samples of a frame as float32 (channels, n), full scale 1."""
+    assert frame is not None, "the queue holds what was counted"
+    samples: npt.NDArray[Any] = frame.to_ndarray()  # (channels, n), or interleaved (1, n x channels)
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
     with np.errstate(over="ignore"):  # float64: infinity is found later
-        found = samples.astype(np.float32, copy=False)
-    if scale is None:
-        return found
+        found: Array = samples.astype(np.float32, copy=False)
     if samples.dtype == np.uint8:
         found -= np.float32(128)
-    found *= np.float32(scale)
+    if samples.dtype.kind != "f":
+        found *= np.float32(_SCALE[frame.format.name])
     return found
 
 
 def _mean(channels: Array) -> Array:
     """Return the mean (n,) of channels (channels, n), to the bit as NumPy gives it for interleaved samples."""
+    mean: Array = channels[0]
     if len(channels) == 1:
-        return channels[0]
-    if len(channels) == 2:
-        with np.errstate(invalid="ignore", over="ignore"):  # absurd values are found later
-            mean: Array = (channels[0] + channels[1]) / np.float32(2)
         return mean
-    interleaved: Array = np.ascontiguousarray(channels.T).mean(axis=1, dtype=np.float32)
-    return interleaved
+    with np.errstate(invalid="ignore", over="ignore"):  # absurd values are found later
+        if len(channels) == 2:
+            mean = (channels[0] + channels[1]) / np.float32(2)
+        else:
+            mean = np.ascontiguousarray(channels.T).mean(axis=1, dtype=np.float32)
+    return mean

@@ -137,12 +137,21 @@ def _finished(recipe: dict[str, JsonValue], out: Path) -> Manifest:
     manifest = load_manifest(out)
     # Library versions are recorded and not compared: a finished corpus has its fingerprint.
     before = {key: value for key, value in manifest.recipe.items() if key != "made_with"}
+    source = recipe["source"]
+    if _by_soundfile(manifest) and isinstance(source, dict):
+        recipe = recipe | {"source": {key: value for key, value in source.items() if key != "more"}}
     found = differences(before, recipe)
     if found:
         raise InputError(
             f"{out}: was built from another specification ({'; '.join(found)}); build elsewhere, or remove it"
         )
     return manifest
+
+
+def _by_soundfile(manifest: Manifest) -> bool:
+    """True if a version built the corpus that saw no files of the endings that only FFmpeg reads."""
+    made_with = manifest.recipe.get("made_with")
+    return isinstance(made_with, dict) and "soundfile" in made_with
 
 
 def _claim(recipe: dict[str, JsonValue], out: Path) -> None:

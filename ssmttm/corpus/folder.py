@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from ssmttm.corpus.audio import SUFFIXES, stream_audio
+from ssmttm.corpus.audio import FIRST_SUFFIXES, SUFFIXES, stream_audio
 from ssmttm.corpus.caption_files import CaptionRow, read_captions
 from ssmttm.corpus.manifest import Skipped
 from ssmttm.corpus.packages import installed_version
@@ -70,10 +70,13 @@ class FolderSource:
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the hashes of the directory's listing (names and sizes) and of the caption files."""
-        listing = sha256()
+        listing, more = sha256(), sha256()
         for name, size in self._files:
-            listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            which = listing if name.lower().endswith(FIRST_SUFFIXES) else more
+            which.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         found: dict[str, JsonValue] = {"listing": listing.hexdigest()}
+        if more.digest() != sha256().digest():
+            found["more"] = more.hexdigest()
         for key, path in (("captions", self._captions), ("tags", self.spec.tags)):
             if path is not None:
                 if not path.is_file():

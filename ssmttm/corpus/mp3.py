@@ -107,6 +107,11 @@ class _Part:
     def kept(self, samples: int) -> tuple[int, int]:
         """Return the first sample of the next frame that is not the encoder's delay, and the first of its padding."""
         begin = self.frames * samples
+        if (
+            begin >= self.delay
+            and not self.promised * samples - self.padding - samples < begin < self.promised * samples
+        ):
+            return 0, samples
         first = min(samples, max(0, self.delay - begin))
         stop = samples
         if self.frames < self.promised:
@@ -152,6 +157,8 @@ def mp3_frames(file: BinaryIO) -> Iterator[Frame]:
             part.frames += 1
             seconds += (stop - first) / header.rate
         position, last = position + len(data), header
+    if last is None:
+        raise SkipTrackError("unreadable audio: it holds no frame of MPEG audio")
     part.check_whole(last, seconds)
 
 

@@ -32,7 +32,7 @@ class Verdict:
             raise SkipTrackError("absurd values: some are infinite or not numbers")
         if max(-low, high) > _ABSURD:
             raise SkipTrackError(f"absurd values: up to {max(-low, high):.3g}, where full scale is 1")
-        self._sum += float(mono.sum(dtype=np.float64))
+        self._sum += float(mono.sum())
         self._samples += len(mono)
         pieces, moving = _moving_pieces(mono, rate)
         self._pieces += pieces
