@@ -43,7 +43,7 @@ class Frame(NamedTuple):
     stop: int
     """The sample after the last one that belongs to the music."""
     seconds: float
-    """Where the frame begins, in seconds of sound from the file's start."""
+    """Beginning of the frame, in seconds of sound from the file's start."""
     begins: bool
     """True near the start of a file or of a joined part, where sound that was cut off before it may be missing."""
 

@@ -24,7 +24,7 @@ _ROUNDING = 0.002  # seconds: containers that count milliseconds
 
 
 class Promise(NamedTuple):
-    """What a file says of its end."""
+    """The end that a file says it has."""
 
     seconds: float | None
     """Length, or None if it names none."""
