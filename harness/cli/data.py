@@ -30,9 +30,13 @@ class SourceOptions:
     source: Annotated[
         str, typer.Option(help="bach (music21's scores, rendered) or folder (your recordings).")
     ] = "bach"
-    audio: Annotated[Path | None, typer.Option(help="folder: directory of wav, flac, ogg and mp3 files.")] = (
-        None
-    )
+    audio: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder: directory of sound files: wav, flac, aiff, au, mp3, mp2, ogg, oga, opus, aac, m4a, mp4, "
+            "webm, mka. Damaged and silent ones are left out and named."
+        ),
+    ] = None
     captions: Annotated[
         Path | None,
         typer.Option(help="folder: captions as CSV, TSV, JSON, JSONL, Parquet, or a folder of song.json."),
@@ -148,7 +152,7 @@ def data_inspect(
 
 
 MOST_NAMED = 10
-"""Tracks that are named for each reason; --json names all."""
+"""Tracks that are named for each kind of reason; `data inspect --json` names all."""
 
 
 def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
@@ -180,12 +184,19 @@ def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
 
 
 def _print_left_out(reasons: Mapping[str, Sequence[str]], rows: Sequence[SetAside]) -> None:
-    """Print the tracks and the rows of captions that were not used, by reason."""
+    """Print the tracks left out and the rows of captions set aside, by kind of reason.
+
+    `KIND: details` differs from track to track in its details.
+    """
     if reasons:
         print_line(f"left out: {counted(sum(map(len, reasons.values())), 'track')}")
+    kinds: dict[str, list[str]] = {}
     for reason, tracks in reasons.items():
+        kind, _, details = reason.partition(": ")
+        kinds.setdefault(kind, []).extend(f"{track} ({details})" if details else track for track in tracks)
+    for kind, tracks in sorted(kinds.items(), key=lambda item: -len(item[1])):
         more = f" and {len(tracks) - MOST_NAMED} more" if len(tracks) > MOST_NAMED else ""
-        print_line(f"  {', '.join(tracks[:MOST_NAMED])}{more}: {reason}")
+        print_line(f"  {kind}: {counted(len(tracks), 'track')}: {', '.join(tracks[:MOST_NAMED])}{more}")
     if rows:
         print_line(f"set aside: {counted(sum(one.rows for one in rows), 'row')} of captions")
     for one in rows:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from ssmttm.corpus.audio import SUFFIXES, stream_audio
+from ssmttm.corpus.audio import FIRST_SUFFIXES, SUFFIXES, stream_audio
 from ssmttm.corpus.caption_files import CaptionRow, Faults, read_captions
 from ssmttm.corpus.file_names import FileNames
 from ssmttm.corpus.listing import Listing, list_files
@@ -85,10 +85,13 @@ class FolderSource:
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the hashes of the directory's listing (names and sizes) and of the captions."""
-        listing = sha256()
+        listing, more = sha256(), sha256()
         for name in self._sounds:
-            listing.update(f"{name}\0{self._listing.files[name]}\n".encode("utf-8", "surrogateescape"))
+            which = listing if name.lower().endswith(FIRST_SUFFIXES) else more
+            which.update(f"{name}\0{self._listing.files[name]}\n".encode("utf-8", "surrogateescape"))
         found: dict[str, JsonValue] = {"listing": listing.hexdigest()}
+        if more.digest() != sha256().digest():
+            found["more"] = more.hexdigest()
         if self._sidecars is not None:
             found["captions"] = self._sidecars.sha256
         for key, path in (("captions", self._captions_file), ("tags", self.spec.tags)):
@@ -99,8 +102,8 @@ class FolderSource:
         return found
 
     def made_with(self) -> dict[str, JsonValue]:
-        """Return the versions of soundfile and soxr."""
-        return {name: installed_version(name) for name in ("soundfile", "soxr")}
+        """Return the versions of PyAV, which brings FFmpeg, and soxr."""
+        return {name: installed_version(name) for name in ("av", "soxr")}
 
     def open(self, ref: TrackRef) -> OpenTrack:
         """Open one file as a stream."""

@@ -23,7 +23,7 @@ class BuildSpec(Frozen):
 
     source: Literal["bach", "folder"]
     audio: Path | None = None
-    """folder: the directory of wav, flac, ogg and mp3 files."""
+    """folder: the directory of the sound files."""
     captions: Path | None = None
     """folder: a file whose rows name file and caption, or a folder with a song.json or song.txt for each song.wav.
 

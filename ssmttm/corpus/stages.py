@@ -62,7 +62,7 @@ def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list
             skipped.append(Skipped(track=record.track, reason=record.skipped))
         elif record.frames < spec.min_frames:
             least = spec.min_frames / spec.frame_rate
-            reason = f"{record.frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
+            reason = f"too short: {record.frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
             skipped.append(Skipped(track=record.track, reason=reason))
         elif original != record.piece:
             skipped.append(Skipped(track=record.track, reason=f"the same music as {original}"))
