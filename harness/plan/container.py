@@ -90,8 +90,7 @@ class Container(Frozen):
 
     def check_paths(self, places: Mapping[str, Path]) -> None:
         """Raise InputError if the container cannot show one of these paths; each is named as the user gave it."""
-        code = {"the code": path for path in _code()}
-        for option, path in {**places, **code}.items():
+        for option, path in [*places.items(), *(("the code", path) for path in _code())]:
             for shown in _spellings(path):
                 if (found := _unmountable(str(shown), self.runtime)) is not None:
                     raise InputError(f"{option}: {shown}: {found}; choose another path, or remove container")

@@ -49,8 +49,9 @@ def enter(flags: list[str], image: dict[str, list[str]]) -> None:
     mount("--make-rprivate", "/")
     root = tempfile.mkdtemp(prefix="standin-")
     mount("-t", "tmpfs", "none", root)
-    home, here = os.path.expanduser("~"), "."
-    binds = [(folder, folder) for folder in (*image["folders"], home, "/dev", "/proc", "/sys")]
+    here = "."
+    folders = (*image["folders"], str(Path.home()), "/dev", "/proc", "/sys")
+    binds = [(folder, folder) for folder in folders]
     for flag in flags:
         name, _, value = flag.partition("=")
         if name == "--bind":
@@ -62,11 +63,12 @@ def enter(flags: list[str], image: dict[str, list[str]]) -> None:
             key, _, text = value.partition("=")
             os.environ[key] = text
     for source, target in binds:
-        if os.path.islink(source):  # such as /bin
-            os.symlink(os.readlink(source), root + target)
+        there = Path(root + target)
+        if Path(source).is_symlink():  # such as /bin
+            there.symlink_to(Path(source).readlink())
             continue
-        os.makedirs(root + target, exist_ok=True)
-        mount("--rbind", source, root + target)
+        there.mkdir(parents=True, exist_ok=True)
+        mount("--rbind", source, str(there))
     os.chroot(root)
     os.chdir(here)
     os.environ["PATH"] = os.pathsep.join(image["path"])

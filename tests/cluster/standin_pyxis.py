@@ -1,4 +1,4 @@
-"""A stand-in for Pyxis, a plugin of srun that needs Enroot: an srun that records its command line and drops the options.
+"""A stand-in for Pyxis, a plugin of srun that needs Enroot: an srun that records its words and drops the options.
 
 The real srun starts the command outside of any container, with the `python3` beside this program first in PATH.
 """

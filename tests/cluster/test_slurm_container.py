@@ -119,6 +119,7 @@ def test_ranks_run_in_the_image_see_what_they_need_and_go_on_after_a_signal(site
         assert words[words.index(str(site.image)) + 1] == "env"
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("site", ["srun"], indirect=True)
 def test_with_pyxis_srun_starts_rays_agents_and_the_controller_in_the_image(site: Site) -> None:
     study = site.study(runtime="pyxis", image="registry.example.org#team/train:1")

@@ -159,8 +159,8 @@ class Pilot:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
         container = self.array.container
-        here = ["--nodelist=" + os.environ["SLURMD_NODENAME"]]
-        launcher = [*self._srun(1), *here] if container and container.runtime == PYXIS else []
+        by_srun = container is not None and container.runtime == PYXIS
+        launcher = [*self._srun(1), f"--nodelist={os.environ['SLURMD_NODENAME']}"] if by_srun else []
         command = interpreter("-u", *self.controller, str(self.array_file), self.array.digest)
         process = start_logged(
             self._contained(launcher, command),
