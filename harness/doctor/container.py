@@ -91,5 +91,5 @@ def packages(container: Container) -> Finding:
         return Finding.of(name, f"does not start: {first_line(error)}", remedy, needed=True)
     found = f"Python {version} with {', '.join(name for name in wanted if name not in missing) or 'none'}"
     if missing:
-        return Finding.of(name, f"{found}, without {', '.join(missing)}", f"{remedy}: train", needed=True)
+        return Finding.of(name, f"{found}, without {', '.join(missing)}", remedy, needed=True)
     return Finding.of(name, found, needed=True)

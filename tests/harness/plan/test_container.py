@@ -28,8 +28,14 @@ PYXIS = {"runtime": "pyxis", "image": "registry.example.org#team/train:1"}
         ({"image": IMAGE}, "container.runtime: is missing"),
         ({"runtime": "apptainer"}, "container.image: is missing"),
         ({**APPTAINER, "runtime": "docker"}, "container.runtime: 'docker'"),
-        ({**APPTAINER, "mount": []}, "container.mount: unknown key (its value is []); did you mean 'mounts'?"),
-        ({**APPTAINER, "image": "images/a.sif"}, "container.image: 'images/a.sif': is no image: write an absolute"),
+        (
+            {**APPTAINER, "mount": []},
+            "container.mount: unknown key (its value is []); did you mean 'mounts'?",
+        ),
+        (
+            {**APPTAINER, "image": "images/a.sif"},
+            "container.image: 'images/a.sif': is no image: write an absolute",
+        ),
         ({**APPTAINER, "image": "-x"}, "container.image: '-x': is no image"),
         ({**PYXIS, "image": "./a.sqsh"}, "container.image: './a.sqsh': is no image"),
         ({**APPTAINER, "mounts": "/data"}, "container.mounts: '/data': input should be a list"),
@@ -71,7 +77,9 @@ def test_an_image_on_a_disk_that_nodes_do_not_share_is_refused(tmp_path: Path) -
     image.touch()
     container = {**APPTAINER, "image": str(image)}
     profile = load_profile(write(tmp_path, container=container, shared=[str(tmp_path / "shared")]))
-    with pytest.raises(InputError, match=r"container\.image: .*a\.sif: lies in none of the shared directories"):
+    with pytest.raises(
+        InputError, match=r"container\.image: .*a\.sif: lies in none of the shared directories"
+    ):
         profile.check_container()
 
 
