@@ -120,6 +120,17 @@ def test_ranks_run_in_the_image_see_what_they_need_and_go_on_after_a_signal(site
 
 
 @pytest.mark.verify
+@pytest.mark.parametrize("site", ["apptainer"], indirect=True)
+def test_a_packed_job_runs_ray_and_its_controller_in_the_image(site: Site) -> None:
+    study = site.study(runtime="apptainer", image=str(site.image))
+    study.submit(on="ray")
+    study.wait_until_over()
+    assert len(losses(study.root, study.fields)) == 2
+    modules = {word for words in site.started() for word in words if word.startswith("harness.")}
+    assert modules == {"harness.dispatch.ray.node_agent", "harness.dispatch.ray.controller"}
+
+
+@pytest.mark.verify
 @pytest.mark.parametrize("site", ["srun"], indirect=True)
 def test_with_pyxis_srun_starts_rays_agents_and_the_controller_in_the_image(site: Site) -> None:
     study = site.study(runtime="pyxis", image="registry.example.org#team/train:1")
