@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,7 +46,8 @@ def enter(flags: list[str], image: dict[str, list[str]]) -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
     mount("--make-rprivate", "/")
-    root = tempfile.mkdtemp(prefix="standin-")
+    root = str(Path(__file__).with_name("root"))
+    Path(root).mkdir(exist_ok=True)
     mount("-t", "tmpfs", "none", root)
     here = "."
     folders = (*image["folders"], str(Path.home()), "/dev", "/proc", "/sys")
