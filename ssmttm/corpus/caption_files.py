@@ -5,7 +5,7 @@ that leaves the directory is refused, because caption files come from other peop
 """
 
 import csv
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from typing import Any
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
 
-_NAME_KEYS = ("path", "file", "file_name", "filename", "audio", "location", "ytid", "track_id", "id")
+NAME_KEYS = ("path", "file", "file_name", "filename", "audio", "location", "ytid", "track_id", "id")
 _CAPTION_KEYS = ("caption", "captions", "text", "description", "prompt")
 _LICENCE_KEYS = ("licence", "license")
 _MAX_LINE = 2**20  # characters
@@ -33,31 +33,42 @@ class CaptionRow:
     licence: str
     where: str
     """Place of the row, for messages."""
+    group_keys: tuple[str, ...] = ()
+    """Facts as `kind:value` that keep tracks together."""
+    split: str = ""
+    """Split that the row names."""
 
 
-def read_captions(path: Path, *, named: bool = True) -> Iterator[CaptionRow]:
+About = Callable[[dict[str, Any]], tuple[tuple[str, ...], str]]
+"""Returns the group keys and the split of a record."""
+
+
+def _says_nothing(_: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    return (), ""
+
+
+def read_captions(path: Path, *, named: bool = True, about: About = _says_nothing) -> Iterator[CaptionRow]:
     """Yield the rows of a caption file; raises InputError that names the file and the row that is wrong.
 
-    named: require that every row names a sound file; otherwise the name may be empty.
+    named: require that every row names a sound file; otherwise the name may be empty. about: reads the facts that
+    keep tracks together, and the split.
     """
+    for where, row in read_records(path):
+        yield _caption_row(f"{path}, {where}", row, named=named, about=about)
+
+
+def read_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, record) of each row of a file; raises InputError that names the file and what is wrong."""
     if not path.is_file():
         raise InputError(f"{path}: no such captions file")
-    readers = {
-        ".csv": _csv_rows,
-        ".json": _json_rows,
-        ".jsonl": _jsonl_rows,
-        ".tsv": _jamendo_rows,
-        ".txt": _text_rows,
-    }
-    reader = readers.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         ending = path.suffix or "a name without an ending"
         raise InputError(
             f"{path}: captions are read from .csv, .json, .jsonl, .txt or a Jamendo .tsv, not {ending}"
         )
     try:
-        for where, row in reader(path):
-            yield _caption_row(f"{path}, {where}", row, named=named)
+        yield from reader(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
@@ -161,28 +172,50 @@ def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise InputError(
                     f"{path}, line {number}: has {len(fields)} fields, a Jamendo row has 6 or more"
                 )
-            yield f"line {number}", {"path": fields[3], "caption": sentence_from_tags(fields[5:])}
+            yield (
+                f"line {number}",
+                {
+                    "path": fields[3],
+                    "artist_id": fields[1],
+                    "album_id": fields[2],
+                    "caption": sentence_from_tags(fields[5:]),
+                },
+            )
 
 
-def _caption_row(where: str, row: Any, *, named: bool) -> CaptionRow:
+_READERS = {
+    ".csv": _csv_rows,
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".tsv": _jamendo_rows,
+    ".txt": _text_rows,
+}
+TABLES = tuple(_READERS)
+"""Endings of the files that are read."""
+
+
+def _caption_row(where: str, row: Any, *, named: bool, about: About) -> CaptionRow:
     if not isinstance(row, dict):
         raise InputError(f"{where}: should be a record with path and caption, is {type(row).__name__}")
     record = {str(key).strip().lower(): value for key, value in row.items()}
-    name = _first(record, _NAME_KEYS)
+    name = _first(record, NAME_KEYS)
     caption = _first(record, _CAPTION_KEYS)
     if not name and named:
-        raise InputError(f"{where}: names no file; one of {', '.join(_NAME_KEYS)} is needed")
+        raise InputError(f"{where}: names no file; one of {', '.join(NAME_KEYS)} is needed")
     if not caption:
         raise InputError(f"{where}: has no caption; one of {', '.join(_CAPTION_KEYS)} is needed")
     plain = PurePosixPath(name.replace("\\", "/"))
     if plain.is_absolute() or ".." in plain.parts or ":" in "".join(plain.parts[:1]):
         raise InputError(f"{where}: {name!r} is outside the audio directory; give a path relative to it")
+    group_keys, split = about(record)
     return CaptionRow(
         name=str(plain) if name else "",
         caption=" ".join(caption.split()),
         title=_first(record, ("title",)),
         licence=_first(record, _LICENCE_KEYS),
         where=where,
+        group_keys=group_keys,
+        split=split,
     )
 
 

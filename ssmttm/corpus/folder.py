@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from ssmttm.corpus.audio import SUFFIXES, stream_audio
 from ssmttm.corpus.caption_files import CaptionRow, read_captions
+from ssmttm.corpus.group_keys import keys_of, sound_tags
 from ssmttm.corpus.manifest import Skipped
 from ssmttm.corpus.packages import installed_version
+from ssmttm.corpus.published import SPLIT_COLUMN, SPLITS, published_hash, read_published, split_of
 from ssmttm.corpus.source import OpenTrack, TrackFacts, TrackRef
-from ssmttm.corpus.spec import BuildSpec
+from ssmttm.corpus.spec import GROUP_BY, BuildSpec
 from ssmttm.errors import InputError
 from ssmttm.files import sha256_file
 
@@ -42,6 +45,7 @@ class FolderSource:
         if not files:
             raise InputError(f"{self.root}: holds no sound file ({', '.join(SUFFIXES)})")
         rows = self._rows(files)
+        splits = self._published(rows, files)
         refs, skipped = [], []
         for name in sorted(files):
             if not name.isprintable():
@@ -51,12 +55,18 @@ class FolderSource:
             if not mine:
                 skipped.append(Skipped(track=name, reason="no caption"))
                 continue
+            if splits is not None and splits.get(name) not in SPLITS:
+                other = f"names another split: {splits[name]}" if name in splits else "does not name it"
+                skipped.append(Skipped(track=name, reason=f"the published split {other}"))
+                continue
             refs.append(
                 TrackRef(
                     track=name,
                     piece=name,
                     group=name,
                     path=self.root / name,
+                    group_keys=tuple(dict.fromkeys(key for row in mine for key in row.group_keys)),
+                    split=splits[name] if splits is not None else "",
                     captions=tuple(row.caption for row in mine),
                     title=next((row.title for row in mine if row.title), Path(name).stem),
                     licence=next(
@@ -65,7 +75,13 @@ class FolderSource:
                 )
             )
         if not refs:
-            raise InputError(f"{self.root}: none of its {len(files)} sound files has a caption")
+            named = " and stands in the published split" if splits is not None else ""
+            raise InputError(f"{self.root}: none of its {len(files)} sound files has a caption{named}")
+        for kind in set(self.spec.group_by) - set(GROUP_BY):
+            if not any(key.startswith(f"{kind}:") for ref in refs for key in ref.group_keys):
+                raise InputError(
+                    f"group_by is {kind!r}, but no row of the captions has a value in a column {kind!r}"
+                )
         return refs, skipped
 
     def identity(self) -> dict[str, JsonValue]:
@@ -79,6 +95,8 @@ class FolderSource:
                 if not path.is_file():
                     raise InputError(f"{path}: no such file; `{key}` names it")
                 found[key] = sha256_file(path)
+        if (path := self.spec.splits_path) is not None:
+            found["splits"] = published_hash(path)
         return found
 
     def made_with(self) -> dict[str, JsonValue]:
@@ -87,7 +105,13 @@ class FolderSource:
 
     def open(self, ref: TrackRef) -> OpenTrack:
         """Open one file as a stream."""
-        facts = TrackFacts(title=ref.title, licence=ref.licence, captions=ref.captions)
+        tagged = {"artist", "album"} & set(self.spec.group_by)
+        facts = TrackFacts(
+            title=ref.title,
+            licence=ref.licence,
+            captions=ref.captions,
+            group_keys=keys_of(sound_tags(ref.path), self.spec) if tagged else (),
+        )
         return OpenTrack(facts, stream_audio(ref.path, self.spec.sample_rate))
 
     @cached_property
@@ -112,12 +136,40 @@ class FolderSource:
             )
         return usual[0] if usual else None
 
+    def _about(self, record: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+        """Return the facts of a record that keep tracks together, and the split that it names."""
+        column = None if self.spec.splits_path else self.spec.splits or SPLIT_COLUMN
+        return keys_of(record, self.spec), split_of(record, column) if column not in (None, "none") else ""
+
+    def _published(self, rows: dict[str, list[CaptionRow]], files: set[str]) -> dict[str, str] | None:
+        """Return the published splits of the tracks, None if splits are drawn."""
+        splits, path = self.spec.splits, self.spec.splits_path
+        if path is not None:
+            found, origin = read_published(path, _Resolver(files)), str(path)
+        else:
+            found = {}
+            origin = f"column {splits or SPLIT_COLUMN} of the captions"
+            for name, mine in rows.items():
+                named = sorted({row.split for row in mine if row.split})
+                if len(named) > 1 and not {*named}.isdisjoint(SPLITS):
+                    raise InputError(f"{mine[0].where}: {name} is in {named[0]} and in {named[1]}")
+                found |= dict.fromkeys([name] if named else [], *named[:1])
+            known = {split for split in found.values() if split in SPLITS}
+            if splits in (None, "none") and not known - {"train"}:
+                return None
+            if not known:
+                raise InputError(
+                    f"splits is {splits!r}, but {origin} names no split such as train, valid or test"
+                )
+        self.spec.check_published(origin, set(found.values()))
+        return found
+
     def _rows(self, files: set[str]) -> dict[str, list[CaptionRow]]:
         """Return rows by file; those of `tags` only for files without a row in `captions`."""
         resolve = _Resolver(files)
         rows: dict[str, list[CaptionRow]] = {}
         if self._captions is not None:
-            absent = _join(rows, read_captions(self._captions), resolve)
+            absent = _join(rows, read_captions(self._captions, about=self._about), resolve)
             # A Jamendo TSV describes the whole data set, of which a folder often is a part.
             if absent and self._captions.suffix.lower() != ".tsv":
                 raise InputError(
@@ -126,7 +178,7 @@ class FolderSource:
                 )
         if self.spec.tags is not None:
             tagged: dict[str, list[CaptionRow]] = {}
-            _join(tagged, read_captions(self.spec.tags), resolve)
+            _join(tagged, read_captions(self.spec.tags, about=self._about), resolve)
             rows = tagged | rows
         return rows
 

@@ -23,6 +23,7 @@ from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
 from ssmttm.corpus.manifest import ShardFacts
+from ssmttm.corpus.near import Fingerprint
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
@@ -111,9 +112,19 @@ def read_track(ref: TrackRef) -> TrackRecord:
 def finished_record(work: Path, track: str) -> TrackRecord | None:
     """Return the record that an earlier build left of a track, if any."""
     try:
-        return TrackRecord.model_validate_json(read_document(_file(work, track, "json")))
+        record = TrackRecord.model_validate_json(read_document(_file(work, track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
+    # Earlier versions took no hash of the sound.
+    return None if record.facts is not None and not record.facts.content else record
+
+
+def load_chroma(work: Path, track: str) -> npt.NDArray[np.uint8]:
+    """Return the fingerprint (frames, 12) of a finished track by memory map."""
+    path = _file(work, track, "chroma")
+    if not path.stat().st_size:
+        return np.zeros((0, 12), np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 12)
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
@@ -147,21 +158,45 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
     """Write the frames of a track; return their number, its facts, and the reason to leave it out, if any."""
     spec = worker.spec
     opened = worker.source.open(ref)
+    heard = _Heard(opened.blocks, spec)
     groups: Iterator[npt.NDArray[np.generic]]
     if spec.codec == "rvq":
-        groups, dtype = mel_of(spec).stream(opened.blocks), "<f2"
+        groups, dtype = mel_of(spec).stream(heard), "<f2"
     else:
-        groups, dtype = _codes(worker.codec, opened.blocks, spec), "<u2"
+        groups, dtype = _codes(worker.codec, heard, spec), "<u2"
     frames = 0
     with replacing(_frames_file(worker.work, ref.track, spec)) as file:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
+    if heard.fingerprint is not None:
+        write_atomically(_file(worker.work, ref.track, "chroma"), heard.fingerprint.chroma().tobytes())
+    facts = opened.facts.model_copy(update={"content": opened.facts.content or heard.content()})
     skipped = ""
     if frames < spec.min_frames:
         least = spec.min_frames / spec.frame_rate
         skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
-    return frames, opened.facts, skipped
+    return frames, facts, skipped
+
+
+class _Heard:
+    """Blocks of audio, of which the hash and the fingerprint are taken as they pass."""
+
+    def __init__(self, blocks: Iterable[Array], spec: BuildSpec) -> None:
+        self._blocks = blocks
+        self._hash = hashlib.sha256()
+        self.fingerprint = None if spec.near_duplicates is None else Fingerprint(spec.sample_rate)
+
+    def __iter__(self) -> Iterator[Array]:
+        for block in self._blocks:
+            self._hash.update(np.ascontiguousarray(block, "<f4").tobytes())
+            if self.fingerprint is not None:
+                self.fingerprint.add(block)
+            yield block
+
+    def content(self) -> str:
+        """Return the hash of all samples that passed."""
+        return self._hash.hexdigest()
 
 
 def mel_of(spec: BuildSpec) -> LogMel:
