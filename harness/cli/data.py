@@ -73,7 +73,7 @@ class SourceOptions:
     ] = False
     near_threshold: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Likeness of near-duplicates, 0.5 to 1 (default: 0.8)."),
+        typer.Option(metavar="SHARE", help="Likeness of near-duplicates, 0.5 to 1 (default: 0.85)."),
     ] = None
 
 
@@ -233,8 +233,8 @@ def _print_grouping(found: Grouping | None) -> None:
     if found.published:
         print_line(f"splits: published ({found.published}), kept as they are")
     if found.leaking:
-        count = ", ".join(f"{number:,} by {kind}" for kind, number in found.leaking.items())
-        print_line(f"LEAKS of the published split: {count}")
+        counts = ", ".join(f"{number:,} by {kind}" for kind, number in found.leaking.items())
+        print_line(f"LEAKS of the published split: {counts}")
         for leak in found.leaks[:MOST_NAMED]:
             sides = "; ".join(f"{split}: {', '.join(tracks)}" for split, tracks in leak.tracks.items())
             print_line(f"  {leak.by} {leak.value}".rstrip() + f": {sides}")

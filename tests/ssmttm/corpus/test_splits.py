@@ -1,4 +1,4 @@
-"""Splits keep together what is one music: twins, artists, albums, videos; published splits are kept, their leaks named."""
+"""Splits keep together twins, artists, albums and videos; published splits are kept, and their leaks named."""
 
 import json
 import shutil
@@ -159,8 +159,8 @@ def test_tags_in_sound_files_name_the_artist(tmp_path: Path) -> None:
 
 def test_words_that_name_no_artist_join_nothing_and_guests_and_spelling_do_not_part() -> None:
     spec = BuildSpec(source="bach")
-    for nobody in ("Various Artists", "unknown", "", None, "VA", float("nan"), "<Unknown>", [], True):
-        assert not [key for key in keys_of({"artist": nobody, "album": nobody}, spec) if nobody]
+    for empty in ("Various Artists", "unknown", "", None, "VA", float("nan"), "<Unknown>", [], True):
+        assert not keys_of({"artist": empty, "album": empty}, spec)
     assert (
         keys_of({"Artist": "Queen feat. Bowie"}, spec)
         == keys_of({"artist": "QUEEN "}, spec)
@@ -209,7 +209,7 @@ def test_a_share_is_one_of_tracks_where_groups_differ_in_size() -> None:
         large_held += len(sides(splits, {"1-0"}) - {"train"})
     assert large_held
     with pytest.raises(
-        InputError, match="3 usable pieces in 1 groups, of which one has 3 by artist.*group by less"
+        InputError, match=r"3 usable pieces in 1 groups, of which one has 3 by artist.*group by less"
     ):
         split_refs([ref.model_copy(update={"group_keys": ("artist:a",)}) for ref in refs[:3]], spec, {})
 
@@ -366,24 +366,25 @@ def test_a_finished_corpus_of_an_earlier_version_is_returned_and_described(tmp_p
 
 def test_a_specification_without_new_choices_has_the_identity_that_finished_corpora_hold() -> None:
     assert BuildSpec(source="bach").identity() == {
-        **{
-            "source": "bach",
-            "licence": None,
-            "language": "en",
-            "limit": None,
-            "seed": 0,
-            "segment_seconds": 10.0,
-        },
-        **{
-            "min_fill": 0.5,
-            "valid": 0.1,
-            "test": 0.0,
-            "tempo_bpm": 90.0,
-            "transpose": False,
-            "orchestrate": False,
-        },
-        **{"versions": 1, "codec": "rvq", "codebooks": 4, "codebook_size": 1024, "sample_rate": 16000},
-        **{"frame_rate": 50.0, "mel_bands": 64},
+        "source": "bach",
+        "licence": None,
+        "language": "en",
+        "limit": None,
+        "seed": 0,
+        "segment_seconds": 10.0,
+        "min_fill": 0.5,
+        "valid": 0.1,
+        "test": 0.0,
+        "tempo_bpm": 90.0,
+        "transpose": False,
+        "orchestrate": False,
+        "versions": 1,
+        "codec": "rvq",
+        "codebooks": 4,
+        "codebook_size": 1024,
+        "sample_rate": 16000,
+        "frame_rate": 50.0,
+        "mel_bands": 64,
     }
 
 
