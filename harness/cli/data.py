@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.corpora.build import CorpusTasks
     from harness.submit.parts import PartStatus
     from ssmttm.corpus.describe import CorpusDescription
-    from ssmttm.corpus.manifest import Manifest, SetAside
+    from ssmttm.corpus.manifest import Grouping, Manifest, SetAside
     from ssmttm.corpus.spec import BuildSpec
 
 data_app = typer.Typer(
@@ -34,9 +34,13 @@ class SourceOptions:
     source: Annotated[
         str, typer.Option(help="bach (music21's scores, rendered) or folder (your recordings).")
     ] = "bach"
-    audio: Annotated[Path | None, typer.Option(help="folder: directory of wav, flac, ogg and mp3 files.")] = (
-        None
-    )
+    audio: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder: directory of sound files: wav, flac, aiff, au, mp3, mp2, ogg, oga, opus, aac, m4a, mp4, "
+            "webm, mka. Damaged and silent ones are left out and named."
+        ),
+    ] = None
     captions: Annotated[
         Path | None,
         typer.Option(help="folder: captions as CSV, TSV, JSON, JSONL, Parquet, or a folder of song.json."),
@@ -47,8 +51,39 @@ class SourceOptions:
     licence: Annotated[str | None, typer.Option(help="folder: licence of tracks that name none.")] = None
     limit: Annotated[int | None, typer.Option(metavar="N", help="Most tracks to use.")] = None
     segment_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0
-    valid: Annotated[float, typer.Option(help="Share of the tracks held out for validation.")] = 0.1
-    test: Annotated[float, typer.Option(help="Share of the tracks held out for testing.")] = 0.0
+    valid: Annotated[
+        float | None, typer.Option(help="Share of the tracks held out for validation (default: 0.1).")
+    ] = None
+    test: Annotated[
+        float | None, typer.Option(help="Share of the tracks held out for testing (default: 0).")
+    ] = None
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER|COLUMN",
+            help="folder: a published split: files that list its tracks, or a column of the captions (default: their "
+            "column split, if there is one). none draws the splits.",
+        ),
+    ] = None
+    group_by: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="folder: tracks stay in one split if they share one of these: artist, album, content (of these, the "
+            "same sound is used once) or a column of the captions; none for no grouping.",
+        ),
+    ] = "artist,album,content"
+    near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--near-duplicates",
+            help="Also keep recordings in one split that sound alike: copies in other forms.",
+        ),
+    ] = False
+    near_threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Likeness of near-duplicates, 0.5 to 1 (default: 0.85)."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -137,10 +172,15 @@ def data_build(
     from harness.cli.display import StageProgress
     from harness.common.validation import validate
     from ssmttm.corpus.build import build_corpus
+    from ssmttm.corpus.near import THRESHOLD
     from ssmttm.corpus.spec import BuildSpec
 
     # The BuildSpec knows the defaults of each codec.
     given = asdict(source) | asdict(codec) | asdict(variety)
+    threshold = given.pop("near_threshold")
+    if threshold is not None and not given["near_duplicates"]:
+        raise InputError("--near-threshold is for --near-duplicates; give both")
+    given["near_duplicates"] = (threshold or THRESHOLD) if given["near_duplicates"] else None
     spec = validate(
         BuildSpec, {key: value for key, value in given.items() if value is not None}, "data build"
     )
@@ -255,6 +295,7 @@ def _print_built(out: Path, manifest: Manifest) -> None:
     hours = sum(manifest.hours(split) for split in manifest.splits)
     counts = f"{hours:.2f} hours in {len(manifest.splits)} splits"
     print_line(f"{out}: {counts}, fingerprint {manifest.fingerprint[:12]}")
+    _print_grouping(manifest.grouping)
     _print_left_out(left_out(manifest), manifest.set_aside)
 
 
@@ -280,7 +321,7 @@ def data_inspect(
 
 
 MOST_NAMED = 10
-"""Tracks that are named for each reason; --json names all."""
+"""Tracks that are named for each kind of reason; `data inspect --json` names all."""
 
 
 def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
@@ -308,16 +349,47 @@ def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
         print_line(f"{name}:")
         for line in lines:
             print_line(f"  {line}")
+    _print_grouping(about.grouping)
     _print_left_out(about.skipped_reasons, about.set_aside)
 
 
+def _print_grouping(found: Grouping | None) -> None:
+    """Print what was kept together in the splits, and what a published split did not keep together."""
+    if found is None:
+        print_line("groups: not recorded, since an older version built this corpus")
+        return
+    by = f", by {', '.join(found.by)}" if found.by else ""
+    size = f"{counted(found.groups, 'group')} of {counted(found.tracks, 'track')}{by}"
+    joined = f" (joined by {', '.join(found.largest_by)})" if found.largest_by else ""
+    print_line(f"groups: {size}; the largest has {counted(found.largest, 'track')}{joined}")
+    for kind, count in found.shared.items():
+        print_line(f"  {kind}: {count:,} shared by two or more tracks")
+    if found.twins:
+        print_line(f"  content: {counted(found.twins, 'track')} left out, the same music as another")
+    if found.published:
+        print_line(f"splits: published ({found.published}), kept as they are")
+    if found.leaking:
+        counts = ", ".join(f"{number:,} by {kind}" for kind, number in found.leaking.items())
+        print_line(f"LEAKS of the published split: {counts}")
+        for leak in found.leaks[:MOST_NAMED]:
+            sides = "; ".join(f"{split}: {', '.join(tracks)}" for split, tracks in leak.tracks.items())
+            print_line(f"  {leak.by} {leak.value}".rstrip() + f": {sides}")
+
+
 def _print_left_out(reasons: Mapping[str, Sequence[str]], rows: Sequence[SetAside]) -> None:
-    """Print the tracks and the rows of captions that were not used, by reason."""
+    """Print the tracks left out and the rows of captions set aside, by kind of reason.
+
+    `KIND: details` differs from track to track in its details.
+    """
     if reasons:
         print_line(f"left out: {counted(sum(map(len, reasons.values())), 'track')}")
+    kinds: dict[str, list[str]] = {}
     for reason, tracks in reasons.items():
+        kind, _, details = reason.partition(": ")
+        kinds.setdefault(kind, []).extend(f"{track} ({details})" if details else track for track in tracks)
+    for kind, tracks in sorted(kinds.items(), key=lambda item: -len(item[1])):
         more = f" and {len(tracks) - MOST_NAMED} more" if len(tracks) > MOST_NAMED else ""
-        print_line(f"  {', '.join(tracks[:MOST_NAMED])}{more}: {reason}")
+        print_line(f"  {kind}: {counted(len(tracks), 'track')}: {', '.join(tracks[:MOST_NAMED])}{more}")
     if rows:
         print_line(f"set aside: {counted(sum(one.rows for one in rows), 'row')} of captions")
     for one in rows:

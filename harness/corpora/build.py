@@ -164,7 +164,9 @@ def forget_tasks(build: OpenBuild) -> None:
 
 def _absolute(spec: BuildSpec) -> BuildSpec:
     """Return a specification that holds in any directory: tasks begin elsewhere."""
-    paths = {key: path.absolute() for key in ("audio", "captions", "tags") if (path := getattr(spec, key))}
+    paths: dict[str, Path | str] = {key: one.absolute() for key, one in spec if isinstance(one, Path)}
+    if spec.splits_path is not None:
+        paths["splits"] = str(spec.splits_path.absolute())
     if spec.codec_model is not None and Path(spec.codec_model).is_dir():
         paths["codec_model"] = str(Path(spec.codec_model).absolute())
     return spec.model_copy(update=paths)
@@ -172,7 +174,12 @@ def _absolute(spec: BuildSpec) -> BuildSpec:
 
 def _places(spec: BuildSpec, out: Path) -> dict[str, Path]:
     """Return the paths that every task must see, by their options; the corpus is written below the first."""
-    given = {"--audio": spec.audio, "--captions": spec.captions, "--tags": spec.tags}
+    given = {
+        "--audio": spec.audio,
+        "--captions": spec.captions,
+        "--tags": spec.tags,
+        "--splits": spec.splits_path,
+    }
     if spec.codec_model is not None and Path(spec.codec_model).is_dir():
         given["--codec-model"] = Path(spec.codec_model)
     return {"--out": out, **{option: path for option, path in given.items() if path is not None}}

@@ -34,16 +34,20 @@ from ssmttm.corpus.claim import (
     remove_leftovers,
 )
 from ssmttm.corpus.contents import write_files
+from ssmttm.corpus.groups import group_tracks, report_groups
 from ssmttm.corpus.manifest import MANIFEST, Manifest, Skipped, load_manifest
 from ssmttm.corpus.packages import installed_version
 from ssmttm.corpus.parts import PartLocks, Share, divide, in_turn
-from ssmttm.corpus.progress import Progress
+from ssmttm.corpus.progress import Progress, pulsing
+from ssmttm.corpus.published import SPLIT_COLUMN
 from ssmttm.corpus.source import Source, TrackRef
 from ssmttm.corpus.spec import RECIPE, BuildSpec
 from ssmttm.corpus.split import limited, split_tracks
 from ssmttm.corpus.stages import (
+    SAME_MUSIC,
     clip_lines,
     fit_codec,
+    near_tracks,
     pretrained_codec,
     read_tracks,
     usable_tracks,
@@ -236,8 +240,11 @@ class _Building:
                     if missing := [ref for ref in refs if ref.track not in self.known]:
                         self._read(workers, missing)
                 records = sorted(self.known.values(), key=lambda record: record.track)
-                usable, skipped = usable_tracks(records, spec)
-                splits = split_tracks(usable, spec)
+                published = {ref.track: ref.split for ref in refs if ref.split}
+                usable, skipped = usable_tracks(records, spec, published=bool(published))
+                near = pulsing(lambda: near_tracks(usable, build.work, spec), progress.pulse)
+                groups = group_tracks(usable, refs, spec, near)
+                splits = split_tracks(groups, spec, published)
                 with _timed(seconds, "fit codec"), in_turn(build.work / _JOINS, progress.pulse):
                     if build.is_finished:  # else what others made could be taken for another build's
                         return True
@@ -257,6 +264,7 @@ class _Building:
                 for split, tracks in splits.items()
             }
             write_files(build.out, [(record.track, record.file) for record in records if record.file])
+            twins = sum(one.reason.startswith(SAME_MUSIC) for one in skipped)
             report = self._report(workers.count)  # no part of the corpus's identity
             write_atomically(build.out / "build.json", (json.dumps(report, indent=1) + "\n").encode())
             write_manifest(
@@ -268,6 +276,9 @@ class _Building:
                 licences={record.facts.licence for record in usable if record.facts},
                 skipped=sorted([*unused, *skipped], key=lambda one: one.track),
                 set_aside=build.source.set_aside(),
+                grouping=report_groups(
+                    groups, splits, spec, twins, published=_origin(spec) if published else ""
+                ),
                 recipe=build.full_recipe,
             )
         return True
@@ -287,6 +298,13 @@ class _Building:
             "hours_read_a_second": round(self.audio_seconds / 3600 / reading, 6) if reading else 0.0,
             **_peak_mib(),
         }
+
+
+def _origin(spec: BuildSpec) -> str:
+    """Return the origin of a published split, without the folders of this machine."""
+    return (
+        spec.splits_path.name if spec.splits_path else f"column {spec.splits or SPLIT_COLUMN} of the captions"
+    )
 
 
 def _made_with(source: Source, device: str | None) -> dict[str, JsonValue]:

@@ -32,6 +32,9 @@ def finished_corpus(recipe: Recipe, out: Path, audio: Path | None) -> Manifest:
     manifest = load_manifest(out)
     # Library versions are recorded and not compared: a finished corpus has its fingerprint.
     before = {key: value for key, value in manifest.recipe.items() if key != "made_with"}
+    source = recipe["source"]
+    if _by_soundfile(manifest) and isinstance(source, dict):
+        recipe = recipe | {"source": {key: value for key, value in source.items() if key != "more"}}
     if found := differences(before, recipe):
         raise InputError(
             f"{out}: was built from another specification ({'; '.join(found)}); build elsewhere, or remove it"
@@ -43,6 +46,12 @@ def finished_corpus(recipe: Recipe, out: Path, audio: Path | None) -> Manifest:
             "or remove it"
         )
     return manifest
+
+
+def _by_soundfile(manifest: Manifest) -> bool:
+    """True if a version built the corpus that saw no files of the endings that only FFmpeg reads."""
+    made_with = manifest.recipe.get("made_with")
+    return isinstance(made_with, dict) and "soundfile" in made_with
 
 
 def check_claim(recipe: Recipe, out: Path, refs: Sequence[TrackRef]) -> Recipe | None:

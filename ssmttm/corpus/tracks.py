@@ -25,6 +25,7 @@ from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
 from ssmttm.corpus.contents import UNKNOWN, FileStamp, current, stamp
 from ssmttm.corpus.manifest import ShardFacts
+from ssmttm.corpus.near import Fingerprint
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
@@ -150,8 +151,9 @@ def decode_track(ref: TrackRef) -> Iterator[Array | Decoded]:
     file = stamp(ref.path) if ref.by_content else None
     try:
         opened = worker.source.open(ref)
-        yield from _batches(opened.blocks, worker.spec)
-        end = Decoded(opened.facts, "", file)
+        heard = _Heard(opened.blocks, worker.spec)
+        yield from _batches(heard, worker.spec)
+        end = Decoded(heard.keep(worker.work, ref, opened.facts), "", file)
     except SkipTrackError as error:
         end = Decoded(None, str(error), file)
     has_changed = file is not None and current(ref.path, file) is None
@@ -186,6 +188,8 @@ def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
         record = TrackRecord.model_validate_json(read_document(_file(work, ref.track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
+    if record.facts is not None and not record.facts.content:
+        return None  # earlier versions took no hash of the sound
     if not ref.by_content:
         return record
     if record.file is None or (file := current(ref.path, record.file)) is None:
@@ -196,6 +200,14 @@ def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
             update={"captions": ref.captions, "title": ref.title, "licence": ref.licence}
         )
     return record.model_copy(update={"piece": ref.piece, "group": ref.group, "facts": facts, "file": file})
+
+
+def load_chroma(work: Path, track: str) -> npt.NDArray[np.uint8]:
+    """Return the fingerprint (frames, 12) of a finished track by memory map."""
+    path = _file(work, track, "chroma")
+    if not path.stat().st_size:
+        return np.zeros((0, 12), np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 12)
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
@@ -238,13 +250,15 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts]:
     """Write the frames of a track; return their number and its facts."""
     spec = worker.spec
     opened = worker.source.open(ref)
+    heard = _Heard(opened.blocks, spec)
     groups: Iterator[npt.NDArray[np.generic]]
     if spec.codec == "rvq":
-        groups = mel_of(spec).stream(opened.blocks)
+        groups = mel_of(spec).stream(heard)
     else:
         encoder = worker.encoder or worker.codec
-        groups = _frames_of(encoder.encode(batch) for batch in _batches(opened.blocks, spec))
-    return _write_frames(worker.work, spec, ref, groups, worker.pulse), opened.facts
+        groups = _frames_of(encoder.encode(batch) for batch in _batches(heard, spec))
+    frames = _write_frames(worker.work, spec, ref, groups, worker.pulse)
+    return frames, heard.keep(worker.work, ref, opened.facts)
 
 
 def _write_frames(
@@ -262,6 +276,28 @@ def _write_frames(
             frames += len(group)
             pulse()
     return frames
+
+
+class _Heard:
+    """Blocks of audio, of which the hash and the fingerprint are taken as they pass."""
+
+    def __init__(self, blocks: Iterable[Array], spec: BuildSpec) -> None:
+        self._blocks = blocks
+        self._hash = hashlib.sha256()
+        self.fingerprint = None if spec.near_duplicates is None else Fingerprint(spec.sample_rate)
+
+    def __iter__(self) -> Iterator[Array]:
+        for block in self._blocks:
+            self._hash.update(np.ascontiguousarray(block, "<f4").tobytes())
+            if self.fingerprint is not None:
+                self.fingerprint.add(block)
+            yield block
+
+    def keep(self, work: Path, ref: TrackRef, facts: TrackFacts) -> TrackFacts:
+        """Write the fingerprint of all that passed; return the track's facts, with the hash as its content."""
+        if self.fingerprint is not None:
+            write_atomically(_file(work, ref.track, "chroma"), self.fingerprint.chroma().tobytes())
+        return facts.model_copy(update={"content": facts.content or self._hash.hexdigest()})
 
 
 def mel_of(spec: BuildSpec) -> LogMel:

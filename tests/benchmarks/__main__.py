@@ -21,6 +21,7 @@ from tests import reaper
 from tests.benchmarks import (
     bootstrap,
     corpus,
+    decoding,
     fit,
     generation,
     gpu,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "points": points.run,
     "generation": generation.run,
     "plan": plan.run,
+    "decoding": decoding.run,
     "packing": packing.run,
     "starts": starts.run,
     "slurm": slurm.run,

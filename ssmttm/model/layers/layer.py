@@ -97,7 +97,7 @@ class Saved(NamedTuple):
 
 
 class How(NamedTuple):
-    """How a model is computed, as far as it decides on what is kept for the backward pass."""
+    """The way a model is computed, as far as it decides on what is kept for the backward pass."""
 
     half: float = 1.0
     """Size of an autocast number over that of a float."""

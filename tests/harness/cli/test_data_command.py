@@ -126,12 +126,11 @@ def test_tasks_of_this_machine_build_the_corpus_of_one_process(ssmscale: Command
     assert "part-0-of-2: failed: segment_seconds is 50, but the longest track has only 6.0 s" in failed.out
     built = ssmscale(*words, *given, "--parts", 2)
     assert built.status == 0, built.err
-    assert built.out.splitlines()[-1].removeprefix("tasks") == whole.out.splitlines()[-1].removeprefix(
-        "corpus"
-    )
+    shown = [line for line in built.out.splitlines() if not line.startswith("[")]
+    assert shown == [line.replace("corpus: ", "tasks: ") for line in whole.out.splitlines()[-len(shown) :]]
     assert not Path("tasks/.work").exists()
     before = {path: path.stat().st_mtime_ns for path in Path("tasks").rglob("*")}
-    assert ssmscale(*words, *given, "--parts", 3).out == built.out.splitlines()[-1] + "\n"
+    assert ssmscale(*words, *given, "--parts", 3).out.splitlines() == shown
     assert {path: path.stat().st_mtime_ns for path in Path("tasks").rglob("*")} == before
 
 
@@ -140,9 +139,19 @@ def test_what_was_left_out_is_named_with_its_reason(ssmscale: Command, recording
     (recordings / "loose.wav").touch()
     built = build(ssmscale, recordings)
     assert "left out: 2 tracks" in built.out
-    assert "loose.wav: no caption" in built.out
-    assert "piece-0.flac: unreadable audio" in built.out
+    assert "no caption: 1 track: loose.wav" in built.out
+    assert "unreadable audio: 1 track: piece-0.flac (the file holds no sound)" in built.out
     shown = ssmscale("data", "inspect", "corpus").out
-    assert "loose.wav: no caption" in shown
+    assert "no caption: 1 track: loose.wav" in shown
     assert "2 codebooks of 16 entries" in shown
     assert inspected(ssmscale)["skipped_reasons"]["no caption"] == ["loose.wav"]
+
+
+def test_reasons_that_differ_in_their_details_are_one_line(ssmscale: Command, recordings: Path) -> None:
+    for number in range(2):
+        path = recordings / f"piece-{number}.flac"
+        path.write_bytes(path.read_bytes()[: 20_000 + 9_000 * number])
+    out = build(ssmscale, recordings).out
+    (line,) = [line for line in out.splitlines() if "damaged" in line]
+    assert line.startswith("  damaged: 2 tracks: piece-0.flac (its file ends after ")
+    assert ", piece-1.flac (its file ends after " in line

@@ -1,4 +1,4 @@
-"""What autograd keeps of a forward pass on CUDA, counted without a GPU: on torch's meta device, which computes nothing.
+"""Tensors that autograd keeps of a forward pass on CUDA, counted without a GPU: on torch's meta device.
 
 The stand-ins keep what the kernels of CUDA keep for their backward passes: mamba-ssm's (2.3:
 MambaSplitConv1dScanCombinedFn) and torch's flash attention, fused norm and dropout. The rest is torch's own.

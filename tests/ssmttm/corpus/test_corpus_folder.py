@@ -263,6 +263,21 @@ def test_changed_captions_or_files_make_another_corpus(music: Path, tmp_path: Pa
     assert load_manifest(tmp_path / "out") == first
 
 
+def test_a_corpus_from_before_ffmpeg_is_returned_though_its_folder_holds_other_endings(
+    music: Path, tmp_path: Path
+) -> None:
+    captions = write_csv(tmp_path / "c.csv", ROWS)
+    spec = spec_for(music, captions=captions)
+    first = build_corpus(spec, tmp_path / "out", workers=1)
+    (music / "five.m4a").write_bytes(b"was not read")
+    with pytest.raises(InputError, match=r"source\.more: nothing before"):
+        build_corpus(spec, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    manifest["recipe"]["made_with"] = {"soundfile": "0.13.1", "soxr": "1.0.0"}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    assert build_corpus(spec, tmp_path / "out").fingerprint == first.fingerprint
+
+
 def test_a_limit_takes_the_same_tracks_in_another_folder_and_with_more_workers(
     music: Path, tmp_path: Path
 ) -> None:
