@@ -24,7 +24,8 @@ from harness.submit.monitor import begun, choose
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.evaluate.evaluator import Evaluated, Evaluator
+    from harness.evaluate.evaluator import Evaluator
+    from harness.evaluate.request import Evaluated
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def evaluate(
     check_output(out, ".csv")
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
-    from harness.evaluate.evaluator import Evaluator, Request
+    from harness.evaluate.evaluator import Evaluator
+    from harness.evaluate.request import Request
     from harness.tracking.sync import bring_up_to_date
 
     request = Request(
@@ -120,7 +122,7 @@ def evaluate(
     done: list[Evaluated] = []
     with errors.status("opening the study") as shown, stoppable():
         try:
-            evaluator = Evaluator(resolved, request, shown.update, warn)
+            evaluator = Evaluator.of(resolved, request, shown.update, warn)
             for number, row in enumerate(chosen, 1):
                 shown.update(f"run {number} of {len(chosen)}: {row.run_id}")
                 done.append(evaluator.evaluate(row.run_id))
