@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,22 +10,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.names import complete_run
-from harness.cli.options import DeviceOption, JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.cli.options import (
+    DeviceOption,
+    JsonOption,
+    RootOption,
+    RunsArgument,
+    StudyArgument,
+    TargetOptions,
+    YesOption,
+)
+from harness.cli.tasks import TaskOptions, do_by_tasks, open_tasks, print_states, task_target
 from harness.cli.terminal import Table, plain_text
 from harness.common.console import Stopped, console, errors, print_json, print_line, stoppable, warn
 from harness.common.disk import write_atomically
 from harness.common.format import counted
+from harness.dispatch.base import SubmitTarget
+from harness.evaluate.tasks import Ended, Held
 from harness.record.points import check_output
-from harness.record.registry import registered
+from harness.record.registry import ResolvedStudy, registered
 from harness.record.root import Root
 from harness.record.scores import HELD_OUT, EvaluationRow, as_csv, evaluation_rows
 from harness.record.status import RunState, RunStatus
 from harness.submit.monitor import begun, choose
+from harness.submit.parts import PartState
+from ssmttm.device import best_device
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.evaluate.evaluator import Evaluator
+    from harness.evaluate.generate import SoundFile
+    from harness.evaluate.pieces import PieceSet
     from harness.evaluate.request import Evaluated
+
+
+NOT_DONE = frozenset({"busy", "impossible", "failed"})
+"""Outcomes for which the command exits with 1."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +72,7 @@ class SamplingOptions:
         """Return the device that was asked for, else a GPU if there is one."""
         if self.device is not None:
             return self.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device()
 
 
 @dataclass(frozen=True)
@@ -93,11 +110,15 @@ class EvaluateOptions:
 
 
 def evaluate(
+    context: typer.Context,
     study: StudyArgument,
     runs: RunsArgument = None,
     *,
     options: EvaluateOptions,
     sampling: SamplingOptions,
+    tasks: TaskOptions,
+    machines: TargetOptions,
+    yes: YesOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
     out: Annotated[
@@ -107,27 +128,27 @@ def evaluate(
 ) -> None:
     """Measure finished runs: held-out loss, quality of their music.
 
-    The music is generated for captions and compared with recordings.
+    The music is generated for captions and compared with recordings. With --on tasks share the runs and their prompts;
+    on a cluster the command returns, and the same command shows their state, then the scores.
     """
     check_output(out, ".csv")
+    target = _task_target(context, tasks, machines, sampling)
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
     from harness.evaluate.evaluator import Evaluator
     from harness.evaluate.request import Request
     from harness.tracking.sync import bring_up_to_date
 
-    request = Request(
-        **asdict(options), **sampling.draws(), seed=sampling.seed, device=sampling.best_device()
-    )
-    done: list[Evaluated] = []
+    device = sampling.best_device() if target is None else "cpu"
+    request = Request(**asdict(options), **sampling.draws(), seed=sampling.seed, device=device)
     with errors.status("opening the study") as shown, stoppable():
         try:
             evaluator = Evaluator.of(resolved, request, shown.update, warn)
-            for number, row in enumerate(chosen, 1):
-                shown.update(f"run {number} of {len(chosen)}: {row.run_id}")
-                done.append(evaluator.evaluate(row.run_id))
+            done = _evaluate_here(evaluator, chosen, shown.update) if target is None else []
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
+    if target is not None:
+        done = evaluate_by_tasks(resolved, evaluator, chosen, target, tasks, yes=yes)
     bring_up_to_date(resolved, begun(resolved))
     rows = evaluation_rows(resolved)
     if out is not None:
@@ -146,8 +167,52 @@ def evaluate(
         )
     else:
         _print(resolved.study.name, evaluator, chosen, done, rows)
-    if any(one.outcome in {"busy", "impossible"} for one in done):
+    if any(one.outcome in NOT_DONE for one in done):
         raise typer.Exit(1)
+
+
+def _evaluate_here(
+    evaluator: Evaluator, chosen: Sequence[RunStatus], show: Callable[[str], None]
+) -> list[Evaluated]:
+    """Evaluate Runs one after the other in this process."""
+    done = []
+    for number, row in enumerate(chosen, 1):
+        show(f"run {number} of {len(chosen)}: {row.run_id}")
+        done.append(evaluator.evaluate(row.run_id))
+    return done
+
+
+def evaluate_by_tasks(
+    resolved: ResolvedStudy,
+    evaluator: Evaluator,
+    rows: Sequence[RunStatus],
+    target: SubmitTarget,
+    tasks: TaskOptions,
+    *,
+    yes: bool = False,
+) -> list[Evaluated]:
+    """Have tasks evaluate what no live job has; return what is known of each Run then."""
+    from harness.evaluate.scores import blocks_left, evaluated_by, places, whole_of
+
+    whole = whole_of(resolved, evaluator)
+    backend, cluster = open_tasks(target, whole, places(resolved, evaluator.request), tasks.jobs)
+    known = [row.run_id for row in rows if evaluator.is_evaluated(row.run_id)]
+    blocks = blocks_left(evaluator, rows, cluster)
+    nothing = Ended([], 0, Held([]))
+    ended = do_by_tasks(whole, blocks, backend, cluster, tasks, yes=yes) if blocks else nothing
+    return evaluated_by(evaluator, rows, known, ended)
+
+
+def _task_target(
+    context: typer.Context, tasks: TaskOptions, machines: TargetOptions, sampling: SamplingOptions
+) -> SubmitTarget | None:
+    target = task_target(context, tasks, machines)
+    if target is not None and sampling.device is not None:
+        raise InputError(
+            f"--device {sampling.device}: applies to this process; a task computes on the GPU that --on {tasks.on} "
+            "gives it, else on the CPU"
+        )
+    return target
 
 
 def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
@@ -197,6 +262,7 @@ def _print(
 
 
 def generate(
+    context: typer.Context,
     run: Annotated[
         str,
         typer.Argument(
@@ -230,27 +296,41 @@ def generate(
     ] = None,
     *,
     sampling: SamplingOptions,
+    tasks: TaskOptions,
+    machines: TargetOptions,
+    yes: YesOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate music for captions with a finished run.
 
-    Writes a sound file for each caption, and beside it a JSON file with all that makes it again.
+    Writes a sound file for each caption, and beside it a JSON file with all that makes it again. With --on tasks share
+    the captions of a file; on a cluster the command returns, and the same command shows their state.
     """
     from harness.evaluate.generate import frames_of, places, write_pieces
     from harness.evaluate.model import load_trained
+    from harness.evaluate.pieces import PieceSet
     from ssmttm.generation import Sampling
 
+    target = _task_target(context, tasks, machines, sampling)
+    if target is not None and prompts is None:
+        raise InputError(f"--on {tasks.on}: divides a file of captions among tasks; give --prompts FILE")
     captions = _captions(prompt, prompts)
     files = places(out, len(captions))
     draws = Sampling(**sampling.draws(), top_p=top_p)
-    trained = load_trained(Root(root or Path("runs")), run, sampling.best_device())
+    device = sampling.best_device() if target is None else "cpu"
+    trained = load_trained(Root(root or Path("runs")), run, device)
     frames = frames_of(trained, seconds)
     if frames > trained.run.frames:
         trained_on = trained.run.frames / trained.manifest.codec.frame_rate
         warn(f"longer than the {trained_on:g} s that the run was trained on; the rest is untested")
+    pieces: Iterable[SoundFile]
+    if target is None:
+        pieces = write_pieces(trained, captions, files, frames, draws, sampling.seed)
+    else:
+        wanted = PieceSet(trained, captions, files, frames, draws, sampling.seed)
+        pieces = _generate_by_tasks(wanted, target, tasks, as_json=as_json, yes=yes)
     done = []
-    pieces = write_pieces(trained, captions, files, frames, draws, sampling.seed)
     for path, piece in zip(files, pieces, strict=True):
         if piece.scaled_by < 1:
             warn(f"{path}: scaled by {piece.scaled_by:.3g}, since it went beyond full scale")
@@ -259,6 +339,38 @@ def generate(
         done.append({"path": str(path), **piece.model_dump(exclude={"file"})})
     if as_json:
         print_json({"run_id": trained.run.run_id, "pieces": done})
+
+
+def _generate_by_tasks(
+    wanted: PieceSet, target: SubmitTarget, tasks: TaskOptions, *, as_json: bool, yes: bool
+) -> list[SoundFile]:
+    """Have tasks write what no live job has; return the pieces if all are written, else print the tasks and exit."""
+    whole = wanted.whole()
+    backend, cluster = open_tasks(target, whole, wanted.places, tasks.jobs)
+    blocks = wanted.blocks_left(cluster)
+    nothing = Ended([], 0, Held([]))
+    ended = do_by_tasks(whole, blocks, backend, cluster, tasks, yes=yes) if blocks else nothing
+    kept = wanted.kept()
+    written = [piece for piece in kept if piece is not None]
+    if len(written) == len(kept):
+        return written
+    if as_json:
+        states = [
+            {
+                "task": one.part.series_id,
+                "state": one.state,
+                "reason": one.reason,
+                "job_id": one.job_id or None,
+            }
+            for one in ended.held.states
+        ]
+        document = {"run_id": wanted.trained.run.run_id, "written": len(written), "of": len(kept)}
+        print_json({**document, "submitted": [handle.job_id for handle in ended.handles], "tasks": states})
+    else:
+        print_line(f"{len(written)} of {counted(len(kept), 'piece')} written")
+        print_states(ended)
+    has_failed = any(one.state is PartState.FAILED for one in ended.held.states)
+    raise typer.Exit(1 if has_failed and not ended.handles else 0)
 
 
 def _captions(given: list[str] | None, file: Path | None) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -23,12 +21,13 @@ from harness.cli.options import (
     named_cluster,
 )
 from harness.cli.plan import print_plan
+from harness.cli.tasks import confirm, submit_target
 from harness.cli.terminal import listed
 from harness.common.console import console, errors, warn
 from harness.common.disk import DiskFull
 from harness.common.format import counted, hint
 from harness.dispatch.base import Backend, SubmitTarget
-from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
+from harness.plan.cluster import load_profile
 from harness.plan.plan import OTHER_EVALUATIONS, Plan, check_room
 from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, to_retry
@@ -37,8 +36,7 @@ from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
 from harness.submit.submission import HandedOver, by_array, hand_over, keep_plan, kept_by_jobs
-from harness.submit.target import Options, as_before, backends_of, last_options, target_of
-from ssmttm.errors import InputError
+from harness.submit.target import Options, as_before, backends_of, last_options
 
 
 def submit(
@@ -58,7 +56,7 @@ def submit(
     """
     if machines.ray_address is not None:
         machines = replace(machines, cluster=named_cluster(context, machines.cluster))
-    target = _target(on, machines)
+    target = submit_target(on, machines)
     resolved = open_study(study, root, changes)
     check_before_training(resolved)
     backends = backends_of(target, resolved)
@@ -146,16 +144,6 @@ def retry(
         _submit(resolved, made, backends)
 
 
-def _target(on: str, machines: TargetOptions) -> SubmitTarget:
-    """Return the target of these options; with `--on ray` alone the Ray cluster of RAY_ADDRESS, as for Ray's tools."""
-    address = machines.ray_address
-    if address is None and on == "ray" and machines.cluster is None:
-        address = os.environ.get("RAY_ADDRESS") or None
-        if address:
-            errors.print(f"to the Ray cluster at {address}, as RAY_ADDRESS says")
-    return target_of(on, machines.cluster, machines.snapshot, machines.nodes, ray_address=address)
-
-
 def _target_as_before(
     resolved: ResolvedStudy, on: str | None, machines: TargetOptions, named: str | None
 ) -> SubmitTarget:
@@ -171,7 +159,7 @@ def _target_as_before(
     if nodes is not None and given.nodes is None and meant.cluster is not None:
         nodes = min(nodes, load_profile(meant.cluster).most_nodes)  # the profile may have changed
     assert meant.on is not None
-    return _target(meant.on, TargetOptions(meant.cluster, nodes, meant.ray_address, machines.snapshot))
+    return submit_target(meant.on, TargetOptions(meant.cluster, nodes, meant.ray_address, machines.snapshot))
 
 
 def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
@@ -181,18 +169,6 @@ def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
     if not live:
         return ""
     return f"{counted(len(live), 'run')} left to job {', '.join(sorted(set(live)))}, which is not over and trains them"
-
-
-def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: bool) -> None:
-    """Ask before a large submission; raises InputError without a terminal to ask on."""
-    if yes or hours <= limit:
-        return
-    question = f"submit {hours:.4g} GPU-hours to {where}"
-    if not sys.stdin.isatty():
-        raise InputError(
-            f"{question}: more than confirm_gpu_hours, {limit:g}; give --yes to submit them without a question"
-        )
-    typer.confirm(f"{question}?", abort=True)
 
 
 def _warn_of_room(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:

@@ -145,6 +145,11 @@ class Evaluator:
         """Return True if all results of a Run exist."""
         return held_evaluation(self.root, run_id, HELD_OUT) is not None and not self._wanted(run_id)
 
+    def notes_of(self, run_id: str) -> tuple[str, ...]:
+        """Return the notes on a Run's scores."""
+        held = held_evaluation(self.root, run_id, self.settings.digest)
+        return held.notes if held is not None else ()
+
     def evaluate(self, run_id: str, prompts: range | None = None) -> Evaluated:
         """Compute the missing scores of one Run; raises DiskFull.
 
@@ -171,13 +176,12 @@ class Evaluator:
 
     def _evaluate(self, run_id: str, prompts: range) -> Evaluated:
         """Evaluate the prompts of a Run; its lock is held if these are all."""
-        settings, is_whole = self.settings, len(prompts) == self.settings.n_prompts
-        held = held_evaluation(self.root, run_id, settings.digest)
+        is_whole = len(prompts) == self.settings.n_prompts
         needs_loss = prompts.start == 0 and held_evaluation(self.root, run_id, HELD_OUT) is None
         wanted = self._wanted(run_id)
         if not needs_loss and not wanted:
             self.step(len(prompts))
-            return Evaluated(run_id, "kept", notes=held.notes if held is not None else ())
+            return Evaluated(run_id, "kept", notes=self.notes_of(run_id))
         try:
             trained = load_trained(self.root, run_id, self.request.device)
         except InputError as error:

@@ -55,7 +55,9 @@ class Evaluated:
     """One Run's evaluation."""
 
     run_id: str
-    outcome: Literal["evaluated", "kept", "shared", "busy", "impossible", "queued", "running", "failed", "new"]
+    outcome: Literal[
+        "evaluated", "kept", "shared", "busy", "impossible", "queued", "running", "failed", "new"
+    ]
     """`kept` if all results existed, `shared` if other processes have prompts of the Run left, `busy` if another
     process evaluates it; `queued`, `running`, `failed` and `new` (not submitted) are states of its tasks."""
     reason: str | None = None

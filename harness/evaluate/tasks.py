@@ -1,0 +1,188 @@
+"""Evaluate Runs, or generate sound files, by tasks of a backend: here, or by jobs that outlive the command.
+
+The same command can be given again at any time. Prompts that a live job has are left to it, what is done stays, and
+the rest is shared anew among tasks: a task is named after all that it does, so the same share is the same task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.common.disk import make_folder
+from harness.common.format import Estimate
+from harness.dispatch.arrays import ArrayStore
+from harness.dispatch.base import Backend, Handle
+from harness.dispatch.part import PARTS, Part
+from harness.evaluate.sharing import START_SECONDS, UNCERTAIN, Block, Slice, joined, share_out
+from harness.plan.cluster import Cluster
+from harness.record.jobs import JobView, SchedulerUnavailable
+from harness.record.journal import Event, read_progress
+from harness.submit.parts import (
+    PartState,
+    PartStatus,
+    hand_over_parts,
+    live_jobs,
+    run_parts,
+    states_of_parts,
+)
+from ssmttm.files import canonical_json
+from ssmttm.locks import file_lock
+
+LIVE_PARTS = frozenset({PartState.QUEUED, PartState.RUNNING})
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A work that tasks share."""
+
+    jobs_dir: Path
+    """Folder of its jobs and parts."""
+    digest: str
+    """Digest of what decides its results; the order of each of its tasks has it as `whole`."""
+    order: Callable[[Sequence[Slice]], dict[str, Any]]
+    """Return the order of a task that does these prompts."""
+
+    def parts(self) -> list[Part]:
+        """Return the parts that were submitted to schedulers, oldest first, each once."""
+        found: dict[str, Part] = {}
+        for array in ArrayStore(self.jobs_dir).read().values():
+            for task in array.tasks:
+                if isinstance(task, Part) and json.loads(task.request).get("whole") == self.digest:
+                    found[task.series_id] = task
+        return list(found.values())
+
+
+def slices_of(part: Part) -> list[Slice]:
+    """Return the prompts of a part."""
+    return [Slice.model_validate(one) for one in json.loads(part.request)["slices"]]
+
+
+class Held(NamedTuple):
+    """What the tasks of a work are known to do or to have done."""
+
+    states: list[PartStatus]
+    """State of each part that was submitted to a scheduler, oldest first."""
+
+    @property
+    def prompts(self) -> dict[str, set[int]]:
+        """Prompts of each Run that live jobs have."""
+        found: dict[str, set[int]] = {}
+        for status in self.states:
+            if status.state in LIVE_PARTS:
+                for one in slices_of(status.part):
+                    found.setdefault(one.run_id, set()).update(one.prompts)
+        return found
+
+    def of(self, run_id: str) -> list[PartStatus]:
+        """Return the states of the parts with prompts of a Run."""
+        return [one for one in self.states if any(each.run_id == run_id for each in slices_of(one.part))]
+
+
+def held_by_jobs(whole: Whole, *, may_be_silent: bool = False) -> Held:
+    """Return the states of a work's parts; raises SchedulerUnavailable unless the scheduler `may_be_silent`."""
+    jobs: Mapping[str, JobView] = {}
+    try:
+        jobs = live_jobs(whole.jobs_dir)
+    except SchedulerUnavailable:
+        if not may_be_silent:
+            raise
+    return Held(states_of_parts(whole.parts(), whole.jobs_dir, jobs))
+
+
+def make_parts(
+    whole: Whole,
+    blocks: Sequence[Block],
+    held: Held,
+    cluster: Cluster,
+    count: int | None = None,
+    after: Sequence[str] = (),
+) -> list[Part]:
+    """Share the blocks that no live job has among so many parts, which begin when the jobs `after` are over."""
+    theirs = held.prompts
+    free = [
+        block for block in blocks if not set(block.prompts.prompts) <= theirs.get(block.prompts.run_id, set())
+    ]
+    threads = max(1, cluster.cores // cluster.gpus) if cluster.gpus else 1
+    parts = []
+    for share in share_out(free, count) if free else ():
+        order = whole.order(joined(share))
+        seconds = START_SECONDS + sum(block.seconds for block in share)
+        hours = Estimate(seconds / UNCERTAIN, seconds, seconds * UNCERTAIN) * (1 / 3600)
+        parts.append(
+            Part.of(
+                _folder(whole.jobs_dir, order),
+                "evaluation",
+                order,
+                threads=threads,
+                seconds=seconds,
+                hours=hours,
+                on_gpu=cluster.gpus > 0,
+                label="evaluation",
+                after=tuple(after),
+            )
+        )
+    return parts
+
+
+def _folder(jobs_dir: Path, order: Mapping[str, Any]) -> Path:
+    """Return the folder of a new part: that of an earlier part of the same order, unless that one is finished.
+
+    The results of a finished part may have been removed since.
+    """
+    name = hashlib.sha256(canonical_json(dict(order)).encode()).hexdigest()[:12]
+    number, folder = 1, jobs_dir.absolute() / PARTS / name
+    while read_progress(folder).state == Event.FINISHED:
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    return folder
+
+
+class Ended(NamedTuple):
+    """What became of a work that was given to tasks."""
+
+    handles: list[Handle]
+    """Tasks that were submitted to a scheduler now."""
+    waiting: int
+    """Number of tasks that the backend does not admit now."""
+    held: Held
+    """State of the tasks: here when all have ended, on a scheduler before tasks were submitted."""
+
+
+def do_here(
+    whole: Whole,
+    blocks: Sequence[Block],
+    backend: Backend,
+    cluster: Cluster,
+    count: int | None,
+    on_progress: Callable[[Sequence[PartStatus]], None],
+) -> Ended:
+    """Do what no live job has by tasks of a backend that ends with this process; raises as `run_parts`."""
+    held = held_by_jobs(whole, may_be_silent=True)
+    parts = make_parts(whole, blocks, held, cluster, count)
+    live = [one for one in held.states if one.state in LIVE_PARTS]
+    ended = run_parts(parts, backend, whole.jobs_dir, on_progress) if parts else []
+    return Ended([], 0, Held([*live, *ended]))
+
+
+def hand_over(
+    whole: Whole,
+    blocks: Sequence[Block],
+    backend: Backend,
+    cluster: Cluster,
+    count: int | None = None,
+    after: Sequence[str] = (),
+) -> Ended:
+    """Submit tasks for what no live job has, to begin when the jobs `after` are over; raises SchedulerUnavailable."""
+    make_folder(whole.jobs_dir)
+    with file_lock(whole.jobs_dir / "plan.lock"):
+        held = held_by_jobs(whole)
+        parts = make_parts(whole, blocks, held, cluster, count, after)
+        if not parts:
+            return Ended([], 0, held)
+        done = hand_over_parts(parts, backend, whole.jobs_dir)
+    return Ended(done.handles, done.waiting, held)
