@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,8 +24,10 @@ from harness.cli.terminal import Table, plain_text
 from harness.common.console import Stopped, console, errors, print_json, print_line, stoppable, warn
 from harness.common.disk import write_atomically
 from harness.common.format import counted
-from harness.dispatch.base import SubmitTarget
-from harness.evaluate.tasks import Ended, Held
+from harness.dispatch.base import Backend, SubmitTarget
+from harness.evaluate.sharing import Block
+from harness.evaluate.tasks import Ended, Held, Whole
+from harness.plan.cluster import Cluster
 from harness.record.points import check_output
 from harness.record.registry import ResolvedStudy, registered
 from harness.record.root import Root
@@ -148,7 +150,7 @@ def evaluate(
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
     if target is not None:
-        done = evaluate_by_tasks(resolved, evaluator, chosen, target, tasks, yes=yes)
+        done = ByTasks.open(resolved, evaluator, target, tasks).evaluate(chosen, yes=yes)
     bring_up_to_date(resolved, begun(resolved))
     rows = evaluation_rows(resolved)
     if out is not None:
@@ -166,7 +168,7 @@ def evaluate(
             }
         )
     else:
-        _print(resolved.study.name, evaluator, chosen, done, rows)
+        print_scores(resolved.study.name, evaluator, chosen, done, rows)
     if any(one.outcome in NOT_DONE for one in done):
         raise typer.Exit(1)
 
@@ -182,25 +184,53 @@ def _evaluate_here(
     return done
 
 
-def evaluate_by_tasks(
-    resolved: ResolvedStudy,
-    evaluator: Evaluator,
-    rows: Sequence[RunStatus],
-    target: SubmitTarget,
-    tasks: TaskOptions,
-    *,
-    yes: bool = False,
-) -> list[Evaluated]:
-    """Have tasks evaluate what no live job has; return what is known of each Run then."""
-    from harness.evaluate.scores import blocks_left, evaluated_by, places, whole_of
+@dataclass(frozen=True)
+class ByTasks:
+    """The evaluation of a study's Runs by tasks of a backend."""
 
-    whole = whole_of(resolved, evaluator)
-    backend, cluster = open_tasks(target, whole, places(resolved, evaluator.request), tasks.jobs)
-    known = [row.run_id for row in rows if evaluator.is_evaluated(row.run_id)]
-    blocks = blocks_left(evaluator, rows, cluster)
-    nothing = Ended([], 0, Held([]))
-    ended = do_by_tasks(whole, blocks, backend, cluster, tasks, yes=yes) if blocks else nothing
-    return evaluated_by(evaluator, rows, known, ended)
+    resolved: ResolvedStudy
+    evaluator: Evaluator
+    whole: Whole
+    backend: Backend
+    cluster: Cluster
+    tasks: TaskOptions
+
+    @classmethod
+    def open(
+        cls,
+        resolved: ResolvedStudy,
+        evaluator: Evaluator,
+        target: SubmitTarget,
+        tasks: TaskOptions,
+        *,
+        only_finished: bool = False,
+    ) -> ByTasks:
+        """Open the backend; raises InputError if tasks cannot work there, before anything is written."""
+        from harness.evaluate.scores import places, whole_of
+
+        whole = whole_of(resolved, evaluator, only_finished=only_finished)
+        backend, cluster = open_tasks(target, whole, places(resolved, evaluator.request), tasks.jobs)
+        return cls(resolved, evaluator, whole, backend, cluster, tasks)
+
+    def blocks(self, rows: Sequence[RunStatus]) -> list[Block]:
+        """Return what these Runs lack."""
+        from harness.evaluate.scores import blocks_left
+
+        return blocks_left(self.evaluator, rows, self.cluster)
+
+    def evaluate(
+        self, rows: Sequence[RunStatus], training: Mapping[str, str] | None = None, *, yes: bool = False
+    ) -> list[Evaluated]:
+        """Have tasks evaluate what no live task has, after the jobs of `training`; return what is known of each Run."""
+        from harness.evaluate.scores import evaluated_by
+
+        known = [row.run_id for row in rows if self.evaluator.is_evaluated(row.run_id)]
+        ended = Ended([], 0, Held([]))
+        if blocks := self.blocks(rows):
+            ended = do_by_tasks(
+                self.whole, blocks, self.backend, self.cluster, self.tasks, training=training or {}, yes=yes
+            )
+        return evaluated_by(self.evaluator, rows, known, ended)
 
 
 def _task_target(
@@ -224,7 +254,7 @@ def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
     return done
 
 
-def _print(
+def print_scores(
     study: str,
     evaluator: Evaluator,
     chosen: Sequence[RunStatus],

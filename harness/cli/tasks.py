@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -101,21 +102,25 @@ def do_by_tasks(
     cluster: Cluster,
     tasks: TaskOptions,
     *,
-    after: Sequence[str] = (),
+    training: Mapping[str, str] = MappingProxyType({}),
     yes: bool = False,
 ) -> Ended:
-    """Do the blocks by tasks: here until all have ended, or by jobs that are submitted. Print what is submitted."""
+    """Do the blocks by tasks: here until all have ended, or by jobs that are submitted. Print what is submitted.
+
+    `training` are the jobs that train Runs, by Run; submitted tasks begin when these are over.
+    """
     if not backend.outlives:
         return do_here(whole, blocks, backend, cluster, tasks.parts, _Progress())
     confirm(sum(block.seconds for block in blocks) / 3600, backend.where, backend.confirm_gpu_hours, yes=yes)
     try:
-        ended = hand_over(whole, blocks, backend, cluster, tasks.parts, after)
+        ended = hand_over(whole, blocks, backend, cluster, tasks.parts, training)
     except SchedulerUnavailable as gone:
         safe = "repeat the command when it answers: what it has taken stays, and nothing is submitted twice"
         raise SchedulerUnavailable(gone.scheduler, f"{gone}; {safe}") from gone
     if ended.handles:
         jobs = dict.fromkeys(handle.job_id.partition("_")[0] for handle in ended.handles)
-        begin = f"; they begin when {', '.join(after)} are over, however they end" if after else ""
+        trainers = ", ".join(dict.fromkeys(training.values()))
+        begin = f"; they begin when jobs {trainers} are over, however these end" if trainers else ""
         errors.print(
             f"{counted(len(ended.handles), 'task')} submitted to {backend.where}: {backend.scheduler} jobs "
             f"{', '.join(jobs)}{begin}"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from harness.common.disk import make_folder
@@ -48,12 +49,12 @@ class Whole:
     """Return the order of a task that does these prompts."""
 
     def parts(self) -> list[Part]:
-        """Return the parts that were submitted to schedulers, oldest first, each once."""
+        """Return the parts that were submitted to schedulers, oldest first, each once, with the jobs they wait for."""
         found: dict[str, Part] = {}
         for array in ArrayStore(self.jobs_dir).read().values():
             for task in array.tasks:
                 if isinstance(task, Part) and json.loads(task.request).get("whole") == self.digest:
-                    found[task.series_id] = task
+                    found[task.series_id] = task.model_copy(update={"after": array.after})
         return list(found.values())
 
 
@@ -68,14 +69,17 @@ class Held(NamedTuple):
     states: list[PartStatus]
     """State of each part that was submitted to a scheduler, oldest first."""
 
-    @property
-    def prompts(self) -> dict[str, set[int]]:
-        """Prompts of each Run that live jobs have."""
+    def prompts(self, jobs: Mapping[str, str]) -> dict[str, set[int]]:
+        """Return the prompts of each Run that live tasks have; `jobs` are those that still train Runs, by Run.
+
+        A task leaves out a Run that is not finished when it begins, so it has those alone for whose job it waits.
+        """
         found: dict[str, set[int]] = {}
         for status in self.states:
             if status.state in LIVE_PARTS:
                 for one in slices_of(status.part):
-                    found.setdefault(one.run_id, set()).update(one.prompts)
+                    if one.run_id not in jobs or jobs[one.run_id] in status.part.after:
+                        found.setdefault(one.run_id, set()).update(one.prompts)
         return found
 
     def of(self, run_id: str) -> list[PartStatus]:
@@ -100,10 +104,13 @@ def make_parts(
     held: Held,
     cluster: Cluster,
     count: int | None = None,
-    after: Sequence[str] = (),
+    jobs: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Part]:
-    """Share the blocks that no live job has among so many parts, which begin when the jobs `after` are over."""
-    theirs = held.prompts
+    """Share the blocks that no live job has among so many parts.
+
+    `jobs` are those that still train Runs, by Run: the parts begin when these are over.
+    """
+    theirs = held.prompts(jobs)
     free = [
         block for block in blocks if not set(block.prompts.prompts) <= theirs.get(block.prompts.run_id, set())
     ]
@@ -123,7 +130,7 @@ def make_parts(
                 hours=hours,
                 on_gpu=cluster.gpus > 0,
                 label="evaluation",
-                after=tuple(after),
+                after=tuple(dict.fromkeys(jobs.values())),
             )
         )
     return parts
@@ -175,13 +182,13 @@ def hand_over(
     backend: Backend,
     cluster: Cluster,
     count: int | None = None,
-    after: Sequence[str] = (),
+    jobs: Mapping[str, str] = MappingProxyType({}),
 ) -> Ended:
-    """Submit tasks for what no live job has, to begin when the jobs `after` are over; raises SchedulerUnavailable."""
+    """Submit tasks for what no live job has; `jobs` as in `make_parts`. Raises SchedulerUnavailable."""
     make_folder(whole.jobs_dir)
     with file_lock(whole.jobs_dir / "plan.lock"):
         held = held_by_jobs(whole)
-        parts = make_parts(whole, blocks, held, cluster, count, after)
+        parts = make_parts(whole, blocks, held, cluster, count, jobs)
         if not parts:
             return Ended([], 0, held)
         done = hand_over_parts(parts, backend, whole.jobs_dir)
