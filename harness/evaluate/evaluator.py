@@ -161,13 +161,10 @@ class Evaluator:
             with naming_a_full_disk(folder):
                 return self._evaluate(run_id, prompts)
         try:
-            lock = file_lock(folder / "lock", wait=False).acquire()
+            with self._locked(folder / "lock", wait=prompts is not None), naming_a_full_disk(folder):
+                return self._evaluate(run_id, every)
         except Timeout:
-            if prompts is None:
-                return Evaluated(run_id, "busy", "another process evaluates it")
-            lock = self._locked(folder / "lock")
-        with lock, naming_a_full_disk(folder):
-            return self._evaluate(run_id, every)
+            return Evaluated(run_id, "busy", "another process evaluates it")
 
     def _wanted(self, run_id: str) -> list[Measure]:
         held = held_evaluation(self.root, run_id, self.settings.digest)
@@ -279,12 +276,14 @@ class Evaluator:
             self.step(0)
 
     @contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        """Hold a lock during the block; report steps while another process holds it."""
+    def _locked(self, path: Path, *, wait: bool = True) -> Iterator[None]:
+        """Hold a lock during the block; while another process holds it report steps, or raise Timeout unless `wait`."""
         while True:
             try:
                 lock = file_lock(path, wait=False).acquire()
             except Timeout:
+                if not wait:
+                    raise
                 self.step(0)
                 time.sleep(WAIT_SECONDS)
             else:
