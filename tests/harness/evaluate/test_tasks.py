@@ -16,15 +16,16 @@ from harness.evaluate.evaluator import Evaluator
 from harness.evaluate.request import Request
 from harness.evaluate.scores import blocks_left, whole_of
 from harness.evaluate.sharing import Block, Slice, joined, share_out
-from harness.evaluate.tasks import Held, make_parts
+from harness.evaluate.tasks import Ended, Held, make_parts, slices_of
 from harness.plan.cluster import this_machine
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.scores import EvaluationRow, evaluation_folder, evaluation_rows
 from harness.record.status import StatusReader
+from harness.submit.parts import PartState, PartStatus
 from harness.train.part import work_on
 from harness.train.stopping import StopFlag
-from tests.conftest import Command
+from tests.conftest import Command, Write
 from tests.harness.journals import registered
 from tests.studies import Fields
 
@@ -139,6 +140,34 @@ def test_a_finished_task_whose_results_are_gone_is_done_again(study: ResolvedStu
     assert values(study) == found
 
 
+def test_a_chained_task_leaves_out_runs_that_are_not_finished(study: ResolvedStudy) -> None:
+    first, second = (point.run_id for point in study.points)
+    evaluator, cluster = Evaluator.of(study, REQUEST), this_machine()
+    rows = StatusReader(study.root, study.study.name).read(study.points)
+    whole = whole_of(study, evaluator, only_finished=True)
+    (part,) = make_parts(whole, blocks_left(evaluator, rows, cluster), Held([]), cluster, 1)
+    shutil.rmtree(study.root.run(first) / "journal")
+    assert work_on(part.order, StopFlag()) == "finished"
+    assert {run_id for run_id, _ in values(study)} == {second}
+
+
+def test_a_live_task_has_the_runs_for_whose_jobs_it_waits(study: ResolvedStudy) -> None:
+    first, second = (point.run_id for point in study.points)
+    evaluator, cluster = Evaluator.of(study, REQUEST), this_machine()
+    rows = StatusReader(study.root, study.study.name).read(study.points)
+    whole, blocks = whole_of(study, evaluator), blocks_left(evaluator, rows, cluster)
+    (part,) = make_parts(whole, blocks, Held([]), cluster, 1, {first: "7", second: "7"})
+    assert part.after == ("7",)
+    held = Held([PartStatus(part, PartState.QUEUED, 0)])
+    assert make_parts(whole, blocks, held, cluster, 1, {first: "7"}) == []
+    (again,) = make_parts(
+        whole, blocks, held, cluster, 1, {first: "8"}
+    )  # which began after the task was submitted
+    assert {one.run_id for one in slices_of(again)} == {first}
+    over = Held([PartStatus(part, PartState.FAILED, 0)])
+    assert len(make_parts(whole, blocks, over, cluster, 1)) == 1
+
+
 # -- shares
 
 
@@ -214,7 +243,7 @@ def worked_here(whole: Any, some: Sequence[Block], _: Any, cluster: Any, count: 
     """Do the work of tasks in this process."""
     for part in make_parts(whole, some, Held([]), cluster, count):
         assert work_on(json.loads(json.dumps(part.order)), StopFlag()) == "finished"
-    return None
+    return Ended([], 0, Held([]))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +265,46 @@ def test_options_that_contradict_are_refused(
     evaluate(*words).assert_refused(reason)
     generate = ("generate", "0" * 12, "--prompts", "none.txt", "--out", "pieces", "--root", trained.path)
     ssmscale(*generate, *words).assert_refused(reason)
+    assert not (trained.study("tiny") / "evaluate").exists()
+
+
+def test_training_here_is_followed_by_an_evaluation(
+    ssmscale: Command,
+    study: ResolvedStudy,
+    study_fields: Fields,
+    write_study: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("harness.cli.tasks.do_here", worked_here)
+    submit = ("submit", write_study(study_fields), "--on", "local", "--root", study.root.path, "--then")
+    ssmscale(*submit, "report").assert_refused(
+        "--then report: no such verb follows training; choose evaluate"
+    )
+    answer = ssmscale(*submit, "evaluate")
+    assert answer.status == 0, answer.err
+    assert "fd_mel_proxy" in answer.out
+    assert {row.settings for row in evaluation_rows(study)} == {
+        "held-out",
+        Evaluator.of(study, Request()).settings.digest,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--jobs", "2"], "--jobs 2: applies to tasks on this machine"),
+        (["--prompts", "prompts.txt"], "--prompts: /"),
+        (["--nodes", "2"], "--nodes 2: applies to packed series"),
+    ],
+)
+def test_a_cluster_that_cannot_do_the_tasks_is_refused(
+    evaluate: Command, trained: Root, study: ResolvedStudy, tmp_path: Path, words: list[str], reason: str
+) -> None:
+    shared = [str(trained.path), str(study.study.corpus.path)]
+    profile = {"name": "far", "partitions": ["gpu"], "gpus": 0, "cores": 4, "memory_gib": 8, "shared": shared}
+    (tmp_path / "far.yaml").write_text(json.dumps(profile))
+    Path("prompts.txt").write_text("A tone\n")
+    evaluate("--on", "slurm", "--cluster", tmp_path / "far.yaml", *words).assert_refused(reason)
     assert not (trained.study("tiny") / "evaluate").exists()
 
 
