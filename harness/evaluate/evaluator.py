@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -196,6 +196,8 @@ class Evaluator:
             codec = trained.codec
         except InputError as error:
             return Evaluated(run_id, "impossible", f"its tokens cannot be decoded: {error}")
+        with suppress(Timeout):  # another process computes the reference, and this one generates meanwhile
+            self._reference(wanted, codec, wait=False)
         self._add_rows(trained, codec, wanted, prompts)
         with nullcontext() if is_whole else self._locked(lock):
             return self._keep_scores(run_id, codec)
@@ -249,12 +251,17 @@ class Evaluator:
             codes.add(items, {"codes": made.cpu().numpy().astype(np.uint16)})
             self.step(len(items))
 
-    def _reference(self, wanted: Sequence[Measure], codec: Codec) -> dict[Measure, RowStore]:
-        """Return the measures' arrays of the reference; one process at a time computes missing ones."""
+    def _reference(
+        self, wanted: Sequence[Measure], codec: Codec, *, wait: bool = True
+    ) -> dict[Measure, RowStore]:
+        """Return the measures' arrays of the reference; one process at a time computes missing ones.
+
+        Raises Timeout, unless `wait`, if another process does.
+        """
         reference = self.prompts.reference
         folder = self.root.path / "evaluation" / self.settings.reference_digest[:16]
         make_folder(folder)
-        with self._locked(folder / "lock"):
+        with self._locked(folder / "lock", wait=wait):
             theirs = {one: RowStore(folder / one.key, self.warn) for one in wanted}
             clips_of = lambda items: reference.clips(items, codec)  # noqa: E731
             self._measure(theirs, range(len(reference)), clips_of, "the reference")

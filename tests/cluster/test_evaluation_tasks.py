@@ -25,8 +25,6 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
-ASKED = ("--limit", "4", "--batch", "2")
-
 
 def test_runs_are_evaluated_after_training_and_by_tasks_of_which_one_is_killed(
     make: Make, study_fields: Fields, empty_store: Path
@@ -45,18 +43,19 @@ def test_runs_are_evaluated_after_training_and_by_tasks_of_which_one_is_killed(
     study.wait_until_over()
     (chained,) = evaluations(study)
     assert chained.after == (study.arrays()[0].job_id,)
-    assert len({run_id for run_id, _, settings in scores(study) if settings != "held-out"}) == 24
-
-    # One process evaluates a copy in other settings, then tasks share the runs here.
-    one = json.loads(study.run("evaluate", *ASKED, "--json"))
     alone = scores(study)
-    (settings,) = set(one["settings"]) - {"held-out"}
+    assert len({run_id for run_id, _, settings in alone if settings != "held-out"}) == 24
+
+    # What one process has evaluated is forgotten, and tasks share the runs.
+    (settings,) = {settings for _, _, settings in alone if settings != "held-out"}
     forget(study, settings)
     assert settings not in {place for _, _, place in scores(study)}
-    tasks = (*ASKED, *study.target(), "--parts", "4", "--json")
+    tasks = (*study.target(), "--parts", "4", "--json")
     with held_back(study.slurm):
         assert outcomes(study, *tasks) == {"queued"}
         assert outcomes(study, *tasks) == {"queued"}
+        assert pieces(study)["written"] == 0
+        assert pieces(study)["submitted"] == []
     (_, array) = evaluations(study)
     assert len(array.tasks) == 4
     wait_until(lambda: kill_one(array), at_once=True)
@@ -65,6 +64,7 @@ def test_runs_are_evaluated_after_training_and_by_tasks_of_which_one_is_killed(
     assert sorted(starts) == [1, 1, 1, 2]
     assert outcomes(study, *tasks) == {"kept"}
     assert scores(study) == alone
+    assert [piece["prompt"] for piece in pieces(study)["pieces"]] == ["A tone", "Two tones"]
     for run_id, held in mlflow(study).items():
         ours = {
             f"eval/{place}/{metric}": value for (run, metric, place), value in alone.items() if run == run_id
@@ -95,6 +95,17 @@ def forget(study: SlurmStudy, settings: str) -> None:
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
+
+
+def pieces(study: SlurmStudy) -> Any:
+    """Have tasks generate two pieces with a run; return the command's document."""
+    (study.folder / "prompts.txt").write_text("A tone\nTwo tones\n")
+    run = min(path.name for path in (study.root.path / "runs").iterdir())
+    files = ("--prompts", str(study.folder / "prompts.txt"), "--out", str(study.folder / "pieces"))
+    where = ("--root", str(study.root.path), *study.target(), "--json")
+    answer = study.call_words("generate", run, *files, *where)
+    assert answer.status == 0, answer.out + answer.err
+    return json.loads(answer.out)
 
 
 def events(part: Any, *kinds: Event) -> list[dict[str, Any]]:
