@@ -16,6 +16,7 @@ from harness.common.format import counted
 
 if TYPE_CHECKING:
     from ssmttm.corpus.describe import CorpusDescription
+    from ssmttm.corpus.manifest import SetAside
 
 data_app = typer.Typer(
     help="Build and inspect corpora of music tokens.", no_args_is_help=True, add_completion=False
@@ -29,11 +30,16 @@ class SourceOptions:
     source: Annotated[
         str, typer.Option(help="bach (music21's scores, rendered) or folder (your recordings).")
     ] = "bach"
-    audio: Annotated[Path | None, typer.Option(help="folder: directory of wav, flac, ogg and mp3 files.")] = (
-        None
-    )
+    audio: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder: directory of sound files: wav, flac, aiff, au, mp3, mp2, ogg, oga, opus, aac, m4a, mp4, "
+            "webm, mka. Damaged and silent ones are left out and named."
+        ),
+    ] = None
     captions: Annotated[
-        Path | None, typer.Option(help="folder: captions by file, as CSV, JSON, JSONL or Jamendo TSV.")
+        Path | None,
+        typer.Option(help="folder: captions as CSV, TSV, JSON, JSONL, Parquet, or a folder of song.json."),
     ] = None
     tags: Annotated[Path | None, typer.Option(help="folder: a Jamendo TSV whose tags become captions.")] = (
         None
@@ -121,7 +127,7 @@ def data_build(
     hours = sum(manifest.hours(split) for split in manifest.splits)
     counts = f"{hours:.2f} hours in {len(manifest.splits)} splits"
     print_line(f"{out}: {counts}, fingerprint {manifest.fingerprint[:12]}")
-    _print_left_out(left_out(manifest))
+    _print_left_out(left_out(manifest), manifest.set_aside)
 
 
 @data_app.command("inspect", epilog="Examples:\n\nssmscale data inspect corpora/bach")
@@ -146,7 +152,7 @@ def data_inspect(
 
 
 MOST_NAMED = 10
-"""Tracks that are named for each reason; --json names all."""
+"""Tracks that are named for each kind of reason; `data inspect --json` names all."""
 
 
 def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
@@ -174,13 +180,25 @@ def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
         print_line(f"{name}:")
         for line in lines:
             print_line(f"  {line}")
-    _print_left_out(about.skipped_reasons)
+    _print_left_out(about.skipped_reasons, about.set_aside)
 
 
-def _print_left_out(reasons: Mapping[str, Sequence[str]]) -> None:
-    if not reasons:
-        return
-    print_line(f"left out: {counted(sum(map(len, reasons.values())), 'track')}")
+def _print_left_out(reasons: Mapping[str, Sequence[str]], rows: Sequence[SetAside]) -> None:
+    """Print the tracks left out and the rows of captions set aside, by kind of reason.
+
+    `KIND: details` differs from track to track in its details.
+    """
+    if reasons:
+        print_line(f"left out: {counted(sum(map(len, reasons.values())), 'track')}")
+    kinds: dict[str, list[str]] = {}
     for reason, tracks in reasons.items():
+        kind, _, details = reason.partition(": ")
+        kinds.setdefault(kind, []).extend(f"{track} ({details})" if details else track for track in tracks)
+    for kind, tracks in sorted(kinds.items(), key=lambda item: -len(item[1])):
         more = f" and {len(tracks) - MOST_NAMED} more" if len(tracks) > MOST_NAMED else ""
-        print_line(f"  {', '.join(tracks[:MOST_NAMED])}{more}: {reason}")
+        print_line(f"  {kind}: {counted(len(tracks), 'track')}: {', '.join(tracks[:MOST_NAMED])}{more}")
+    if rows:
+        print_line(f"set aside: {counted(sum(one.rows for one in rows), 'row')} of captions")
+    for one in rows:
+        more = f" and {one.rows - len(one.first):,} more" if one.rows > len(one.first) else ""
+        print_line(f"  {one.file}, {', '.join(one.first)}{more}: {one.reason}")

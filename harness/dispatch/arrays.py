@@ -17,6 +17,7 @@ from harness.common.process import identify_process
 from harness.dispatch.base import Handle, Task
 from harness.dispatch.part import Part
 from harness.plan.allocation import Shape
+from harness.plan.container import Container
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import read_model
 from harness.record.trust import believe
@@ -45,6 +46,8 @@ class Array(Frozen):
     t: float
     copy_of_code: str | None = None
     """State of the code whose copy the jobs run from; null if they run the code installed when they start."""
+    container: Container | None = None
+    """Container that its ranks run in; null if they run with the Python that submitted them."""
     ray_address: str | None = None
     """Address of the job server of the Ray cluster that trains all tasks; null if SLURM does."""
     job_id: str | None = None
@@ -72,9 +75,8 @@ class Array(Frozen):
     @property
     def digest(self) -> str:
         """SHA-256 of what its jobs do, which their command lines hold: others may write ROOT, and not those."""
-        does = self.model_dump(
-            mode="json", include={"name", "shape", "tasks", "packed", "device", "ray_address"}
-        )
+        fields = {"name", "shape", "tasks", "packed", "device", "ray_address"}
+        does = self.model_dump(mode="json", include=fields | ({"container"} if self.container else set()))
         return hashlib.sha256(canonical_json(does).encode()).hexdigest()
 
     @property
@@ -117,7 +119,7 @@ class ArrayStore:
 
     def write(self, array: Array) -> None:
         """Record an array, in place of an earlier record of it."""
-        left_out = {key for key in ("backend", "after") if not getattr(array, key)}
+        left_out = {key for key in ("backend", "container", "after") if not getattr(array, key)}
         write_atomically(self.path_of(array), array.model_dump_json(indent=1, exclude=left_out) + "\n")
 
     def path_of(self, array: Array) -> Path:

@@ -102,6 +102,16 @@ class Task(Frozen):
         return Root(self.run_dirs[0].parent.parent)
 
     @property
+    def paths(self) -> list[Path]:
+        """Paths that it reads and writes, ROOT first: a container must show them."""
+        try:
+            launch = read_launch(self.root, self.series_id)
+        except InputError:  # its worker says so
+            return [self.root.path]
+        encoder = [] if launch.text_encoder is None else [Path(launch.text_encoder)]
+        return [self.root.path, launch.corpus, *(path for path in encoder if path.is_absolute())]
+
+    @property
     def folder(self) -> Path:
         """Folder of the Series: its journal and its ranks' logs."""
         return self.root.series(self.series_id)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from harness.common.validation import first_line
+from harness.doctor.container import examine_container
 from harness.doctor.machine import Finding
 from harness.doctor.slurm import examine_slurm
 from harness.plan.cluster import Profile, load_profile
@@ -56,6 +57,7 @@ def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:
         return
     yield Finding.of("profile", f"{cluster} is {profile.name}")
     yield setup_lines(profile)
+    yield from examine_container(profile)
     yield from examine_slurm(profile)
     yield bad_nodes(root)
     yield location("root on the nodes", root, profile, "choose --root on a file system that all nodes see")

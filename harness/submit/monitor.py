@@ -262,8 +262,11 @@ def planned(
 ) -> tuple[ResolvedStudy, Plan]:
     """Open a study and plan the Runs that are left, for this machine or a cluster; starts nothing."""
     resolved = open_study(study, root, changes, fetch=False)
+    profile = load_profile(cluster) if cluster else None
+    if profile is not None:
+        profile.check_container(resolved.places)
     made = plan_of(resolved, cluster)
-    if cluster and (shares := describe_shares(made.missing, load_profile(cluster), "auto")):
+    if profile is not None and (shares := describe_shares(made.missing, profile, "auto")):
         note = ("packing", f"--on auto trains {'; '.join(shares)}")
         made = replace(made, notes=(*made.notes, note))
     return resolved, made

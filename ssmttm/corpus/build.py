@@ -2,7 +2,7 @@
 
 A build can be stopped at any instant and started again with the same specification: finished tracks are not read
 again, and the corpus has the same fingerprint as that of an uninterrupted build, for any number of workers. A build
-returns a finished corpus unchanged, and never touches a corpus of another specification.
+returns a finished corpus unchanged, and never touches a corpus of another specification or other files.
 """
 
 import json
@@ -19,24 +19,25 @@ from filelock import Timeout
 from pydantic import JsonValue
 
 from ssmttm.codec.base import CODEC_FILE
-from ssmttm.corpus.manifest import MANIFEST, Manifest, load_manifest
+from ssmttm.corpus.claim import WORK, claim, finished_corpus, keep_only_results_of, noting_refusal
+from ssmttm.corpus.contents import write_files
+from ssmttm.corpus.manifest import MANIFEST, Manifest, Skipped
 from ssmttm.corpus.packages import installed_version
 from ssmttm.corpus.pool import Pool
 from ssmttm.corpus.progress import Progress
-from ssmttm.corpus.source import Source
-from ssmttm.corpus.spec import RECIPE, BuildSpec, differences
+from ssmttm.corpus.source import Source, TrackRef
+from ssmttm.corpus.spec import RECIPE, BuildSpec
 from ssmttm.corpus.split import limited, split_tracks
 from ssmttm.corpus.stages import clip_lines, encode, fit_codec, pretrained_codec, read_tracks, usable_tracks
 from ssmttm.corpus.tracks import make_source, start_worker
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json, read_document, write_atomically
+from ssmttm.files import write_atomically
 from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec
 
-_WORK = ".work"
 _WORKERS_A_GPU = 2  # each holds the codec and its activations there; one reads audio while the other encodes
 
 
@@ -62,19 +63,25 @@ def build_corpus(
     if codec is not None:
         recipe["codec"] = codec.fingerprint
     if (out / MANIFEST).exists():
-        return _finished(recipe, out)
-    work = out / _WORK
+        return finished_corpus(recipe, out, spec.audio)
+    work = out / WORK
     if out.exists() and not work.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a corpus; choose another folder or empty it")
+    progress = progress or Progress()
     work.mkdir(parents=True, exist_ok=True)
     try:
         with file_lock(work / "lock", wait=False):
             if (out / MANIFEST).exists():  # another build finished it just before this one took the lock
-                return _finished(recipe, out)
+                return finished_corpus(recipe, out, spec.audio)
+            progress.stage("find tracks", 1, 0)  # captions of a million tracks take half a minute
+            refs, unused = source.tracks()  # before the claim, so that a wrong source blocks no other build
+            progress.advance()
             recipe["made_with"] = _made_with(source, codec)
-            _claim(recipe, out)
+            claim(recipe, out, refs)
             share = workers or (_cores() if device == "cpu" else min(_cores(), _WORKERS_A_GPU))
-            manifest = _build(spec, source, out, share, progress or Progress(), codec, recipe)
+            found = limited(refs, spec), unused
+            with noting_refusal(out):
+                manifest = _build(spec, source, found, out, share, progress, codec, recipe)
     except Timeout:
         raise InputError(f"{out}: another build is writing it; wait for its end or stop it") from None
     shutil.rmtree(work, ignore_errors=True)
@@ -84,26 +91,26 @@ def build_corpus(
 def _build(
     spec: BuildSpec,
     source: Source,
+    found: tuple[list[TrackRef], list[Skipped]],
     out: Path,
     workers: int,
     progress: Progress,
     pretrained: "NeuralCodec | None",
     recipe: dict[str, JsonValue],
 ) -> Manifest:
-    work = out / _WORK
+    work = out / WORK
+    refs, unused = found
     seconds: dict[str, float] = {}  # wall seconds of each stage
     device = pretrained.device if pretrained else "cpu"
     with _timed(seconds, "all"):
-        progress.stage("find tracks", 1, 0)  # captions of a million tracks take half a minute
-        refs, unused = source.tracks()
-        progress.advance()
         if pretrained and not (out / "codec" / CODEC_FILE).exists():
             pretrained.save(out / "codec")
         with Pool(workers, start_worker, (spec, out, work, device)) as pool:
             with _timed(seconds, "read tracks"):
-                records = read_tracks(pool, limited(refs, spec), work, progress)
+                records = read_tracks(pool, refs, work, progress)
             usable, skipped = usable_tracks(records, spec)
             splits = split_tracks(usable, spec)
+            keep_only_results_of(recipe, splits, out, fitted=pretrained is None)
             with _timed(seconds, "fit codec"):
                 codec = pretrained or fit_codec(out / "codec", work, splits["train"], spec, progress)
             with _timed(seconds, "write shards"):
@@ -112,6 +119,7 @@ def _build(
             split: write_clips(out, split, clip_lines(tracks, spec), shards[split])
             for split, tracks in splits.items()
         }
+    write_files(out, [(record.track, record.file) for record in records if record.file])
     report = {"workers": workers, "seconds": seconds} | _peak_mib()  # no part of the corpus's identity
     write_atomically(out / "build.json", (json.dumps(report, indent=1) + "\n").encode())
     return write_manifest(
@@ -122,6 +130,7 @@ def _build(
         splits=described,
         licences={record.facts.licence for record in usable if record.facts},
         skipped=sorted([*unused, *skipped], key=lambda one: one.track),
+        set_aside=source.set_aside(),
         recipe=recipe,
     )
 
@@ -131,33 +140,6 @@ def _made_with(source: Source, codec: "NeuralCodec | None") -> dict[str, JsonVal
     found = source.made_with() | {name: installed_version(name) for name in names}
     # A GPU rounds differently from a CPU, and sometimes another entry is the nearest.
     return found if codec is None else found | {"device": codec.device}
-
-
-def _finished(recipe: dict[str, JsonValue], out: Path) -> Manifest:
-    manifest = load_manifest(out)
-    # Library versions are recorded and not compared: a finished corpus has its fingerprint.
-    before = {key: value for key, value in manifest.recipe.items() if key != "made_with"}
-    found = differences(before, recipe)
-    if found:
-        raise InputError(
-            f"{out}: was built from another specification ({'; '.join(found)}); build elsewhere, or remove it"
-        )
-    return manifest
-
-
-def _claim(recipe: dict[str, JsonValue], out: Path) -> None:
-    """Record the recipe of this build, or check that an earlier, unfinished build had the same."""
-    path = out / _WORK / "recipe.json"
-    if path.exists():
-        found = differences(parse_json(read_document(path)), recipe)
-        if found:
-            raise InputError(
-                f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "
-                "build elsewhere, or remove it"
-            )
-    for leftover in [*out.glob(".*.tmp"), *out.glob("shards/.*.tmp"), *out.glob("codec/.*.tmp")]:
-        leftover.unlink()
-    write_atomically(path, json.dumps(recipe, indent=1).encode())
 
 
 @contextmanager

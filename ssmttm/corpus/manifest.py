@@ -64,6 +64,17 @@ class Skipped(Frozen):
     reason: str
 
 
+class SetAside(Frozen):
+    """Rows of a caption file that were not used, for one reason."""
+
+    file: str
+    reason: str
+    """The rest of a sentence about such a row: `has no caption`."""
+    rows: int = Field(gt=0)
+    first: tuple[str, ...]
+    """Places of the first rows in the file."""
+
+
 class Clip(Frozen):
     """One line of a clips file: a clip's origin and caption."""
 
@@ -90,6 +101,7 @@ class Manifest(Frozen):
     splits: dict[str, SplitFacts]
     licences: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    set_aside: tuple[SetAside, ...] = ()
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     """The specification that made the content; the next build compares itself with it."""
     codec_files: dict[InsidePath, str] = Field(default_factory=dict)

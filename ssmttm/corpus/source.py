@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from ssmttm.corpus.manifest import Skipped
+from ssmttm.corpus.manifest import SetAside, Skipped
 from ssmttm.files import Frozen
 
 Array = npt.NDArray[np.float32]
@@ -33,6 +33,8 @@ class TrackRef(Frozen):
     group: str
     """Tracks of one group (variants of one piece) are in the same split."""
     path: Path
+    by_content: bool = False
+    """True if the content of `path` identifies the track; otherwise the source's own version does."""
     captions: tuple[str, ...] = ()
     title: str = ""
     licence: str = ""
@@ -68,6 +70,9 @@ class Source(Protocol):
 
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
         """Return all tracks by name, and the unusable ones; raises InputError if the source is wrong."""
+
+    def set_aside(self) -> tuple[SetAside, ...]:
+        """Return the rows of captions that could not be used, by reason."""
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the facts of the source that decide the content and are cheap to find out."""

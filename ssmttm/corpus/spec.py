@@ -13,6 +13,7 @@ from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
 from ssmttm.files import Frozen
 
+_OF_LATER_STAGES = {"limit", "valid", "test", "min_fill", "licence", "language"}
 RECIPE = 1
 """Version of the build: raised when the same specification would give other tokens than before."""
 
@@ -22,9 +23,11 @@ class BuildSpec(Frozen):
 
     source: Literal["bach", "folder"]
     audio: Path | None = None
-    """folder: the directory of wav, flac, ogg and mp3 files."""
+    """folder: the directory of the sound files."""
     captions: Path | None = None
-    """folder: captions by file, as CSV, JSON, JSONL, or an MTG-Jamendo TSV."""
+    """folder: a file whose rows name file and caption, or a folder with a song.json or song.txt for each song.wav.
+
+    If not given: captions.jsonl and the like in `audio`, else the files beside the sound files."""
     tags: Path | None = None
     """folder: an MTG-Jamendo TSV, whose tags become the captions that `captions` lacks."""
     licence: str | None = None
@@ -127,6 +130,16 @@ class BuildSpec(Frozen):
         """Return all fields but the paths, as plain JSON; the recipe holds a pretrained codec's fingerprint."""
         paths = {"audio", "captions", "tags", "codec_model"}
         return self.model_dump(mode="json", exclude=paths if self.codec == "rvq" else paths | {"mel_bands"})
+
+
+def reading(spec: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the entries of a specification's identity on which the frames of a track depend."""
+    later = set(_OF_LATER_STAGES)
+    if spec.get("source") == "folder":
+        later.add("seed")
+    if spec.get("codec") == "rvq":
+        later |= {"segment_seconds", "codebooks", "codebook_size"}
+    return {key: value for key, value in spec.items() if key not in later}
 
 
 def differences(before: dict[str, JsonValue], now: dict[str, JsonValue], prefix: str = "") -> list[str]:

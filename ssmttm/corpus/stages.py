@@ -4,6 +4,7 @@ A pretrained codec is loaded before the tracks are read, and none is fitted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,11 +32,14 @@ if TYPE_CHECKING:
 # 26 MB at 64 bands.
 _FIT_FRAMES = 100_000
 _FIT_FRAMES_AN_ENTRY = 150
+_LOOKERS = 8  # threads that look for finished tracks: what a network disk answers late
 
 
 def read_tracks(pool: Pool, refs: Sequence[TrackRef], work: Path, progress: Progress) -> list[TrackRecord]:
     """Return the record of every track, by name; tracks that an earlier build finished are not read again."""
-    finished = {ref.track: finished_record(work, ref.track) for ref in refs}
+    with ThreadPoolExecutor(_LOOKERS) as lookers:
+        found = lookers.map(lambda ref: finished_record(work, ref), refs)
+        finished = {ref.track: record for ref, record in zip(refs, found, strict=True)}
     records = [record for record in finished.values() if record is not None]
     progress.stage("read tracks", len(refs), len(records))
     for record in pool.run(read_track, [ref for ref in refs if finished[ref.track] is None]):
@@ -56,6 +60,10 @@ def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list
         original = first.setdefault(content, record.piece) if content else record.piece
         if record.skipped:
             skipped.append(Skipped(track=record.track, reason=record.skipped))
+        elif record.frames < spec.min_frames:
+            least = spec.min_frames / spec.frame_rate
+            reason = f"too short: {record.frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
+            skipped.append(Skipped(track=record.track, reason=reason))
         elif original != record.piece:
             skipped.append(Skipped(track=record.track, reason=f"the same music as {original}"))
         else:

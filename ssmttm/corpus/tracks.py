@@ -22,6 +22,7 @@ from ssmttm.codec.base import Codec
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
+from ssmttm.corpus.contents import UNKNOWN, FileStamp, current, stamp
 from ssmttm.corpus.manifest import ShardFacts
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
@@ -29,6 +30,7 @@ from ssmttm.corpus.writer import shard_name, write_shard
 from ssmttm.files import Frozen, read_document, replacing, sha256_file, write_atomically
 
 _CLIPS_AT_ONCE = 8  # encoded together by a pretrained codec: 40 MB of audio at 30 s and 44.1 kHz
+_TRIES = 3  # at a file that changes while it is read
 
 
 class TrackRecord(Frozen):
@@ -40,6 +42,8 @@ class TrackRecord(Frozen):
     frames: int
     facts: TrackFacts | None
     skipped: str = ""
+    file: FileStamp | None = None
+    """The file that was read, if its content identifies the track."""
 
 
 class ClipPlace(NamedTuple):
@@ -97,23 +101,54 @@ def start_worker(spec: BuildSpec, corpus: Path, work: Path, device: str) -> None
 def read_track(ref: TrackRef) -> TrackRecord:
     """Turn one track into frames on disk and return its record."""
     worker = _this_worker()
-    try:
-        frames, facts, skipped = _read(worker, ref)
-    except SkipTrackError as error:
-        frames, facts, skipped = 0, None, str(error)
+    for _ in range(_TRIES):
+        file = stamp(ref.path) if ref.by_content else None
+        skipped = ""
+        try:
+            frames, facts = _read(worker, ref)
+        except SkipTrackError as error:
+            frames, facts, skipped = 0, None, str(error)
+        if file is None or current(ref.path, file) is not None:
+            break
+    else:
+        frames, facts, skipped, file = 0, None, "changed while it was read", UNKNOWN
     record = TrackRecord(
-        track=ref.track, piece=ref.piece, group=ref.group, frames=frames, facts=facts, skipped=skipped
+        track=ref.track,
+        piece=ref.piece,
+        group=ref.group,
+        frames=frames,
+        facts=facts,
+        skipped=skipped,
+        file=file,
     )
     write_atomically(_file(worker.work, ref.track, "json"), record.model_dump_json().encode())
     return record
 
 
-def finished_record(work: Path, track: str) -> TrackRecord | None:
-    """Return the record that an earlier build left of a track, if any."""
+def has_record(work: Path, track: str) -> bool:
+    """Return True if an earlier build read a track of that name."""
+    return _file(work, track, "json").is_file()
+
+
+def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
+    """Return the record that an earlier build left of a track, if any and if its file holds the same as then.
+
+    The record says of the track what `ref` says now: captions may have changed meanwhile.
+    """
     try:
-        return TrackRecord.model_validate_json(read_document(_file(work, track, "json")))
+        record = TrackRecord.model_validate_json(read_document(_file(work, ref.track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
+    if not ref.by_content:
+        return record
+    if record.file is None or (file := current(ref.path, record.file)) is None:
+        return None
+    facts = record.facts
+    if facts is not None:
+        facts = facts.model_copy(
+            update={"captions": ref.captions, "title": ref.title, "licence": ref.licence}
+        )
+    return record.model_copy(update={"piece": ref.piece, "group": ref.group, "facts": facts, "file": file})
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
@@ -143,8 +178,8 @@ def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
     return plan.split, plan.number, write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
-def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
-    """Write the frames of a track; return their number, its facts, and the reason to leave it out, if any."""
+def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts]:
+    """Write the frames of a track; return their number and its facts."""
     spec = worker.spec
     opened = worker.source.open(ref)
     groups: Iterator[npt.NDArray[np.generic]]
@@ -157,11 +192,7 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
-    skipped = ""
-    if frames < spec.min_frames:
-        least = spec.min_frames / spec.frame_rate
-        skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
-    return frames, opened.facts, skipped
+    return frames, opened.facts
 
 
 def mel_of(spec: BuildSpec) -> LogMel:

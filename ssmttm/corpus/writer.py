@@ -14,6 +14,7 @@ from ssmttm.corpus.manifest import (
     MANIFEST,
     Clip,
     Manifest,
+    SetAside,
     ShardFacts,
     Skipped,
     SplitFacts,
@@ -67,6 +68,7 @@ def write_manifest(
     splits: dict[str, SplitFacts],
     licences: Iterable[str],
     skipped: Iterable[Skipped] = (),
+    set_aside: Iterable[SetAside] = (),
     recipe: dict[str, JsonValue] | None = None,
 ) -> Manifest:
     """Write the manifest of a corpus whose codec, shards and clips are in place."""
@@ -80,6 +82,7 @@ def write_manifest(
         splits=splits,
         licences=tuple(sorted(set(licences))),
         skipped=tuple(skipped),
+        set_aside=tuple(set_aside),
         recipe=recipe or {},
         codec_files={f"codec/{path.name}": sha256_file(path) for path in codec_files},
         fingerprint=content_fingerprint(codec, frames, splits),

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from tests import reaper
 from tests.benchmarks import (
     bootstrap,
+    decoding,
     fit,
     generation,
     gpu,
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "points": points.run,
     "generation": generation.run,
     "plan": plan.run,
+    "decoding": decoding.run,
     "packing": packing.run,
     "starts": starts.run,
     "slurm": slurm.run,

@@ -116,6 +116,11 @@ def make_token(folder: Path) -> Path:
     return path
 
 
+def agent_command(plan: NodePlan) -> list[str]:
+    """Return the command line of each node's agent."""
+    return interpreter("-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json())
+
+
 class RayNodes:
     """The node agents of a Ray, started by one command: by srun, or directly if there is one node."""
 
@@ -133,10 +138,9 @@ class RayNodes:
         self._head_failure: str | None = None
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
-        agent = interpreter("-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json())
         # In its own session: Ctrl-C does not reach the agents, which this process ends in order.
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = start_logged([*command, *agent], self.log, env=environment, **pipes)
+        self._process = start_logged(command, self.log, env=environment, **pipes)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -255,7 +259,7 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         gpus=cluster.gpus,
         dashboard=dashboard,
     )
-    nodes = RayNodes([], plan, os.environ)
+    nodes = RayNodes(agent_command(plan), plan, os.environ)
     try:
         with nodes.running() as address:
             yield address

@@ -65,6 +65,7 @@ class SlurmBackend(Backend):
         profile = self.profile
         for option, path in places.items():
             profile.check_shared(option, path)
+        profile.check_container(places)
         if profile.snapshot:
             check_copying(self.study_dir)
         known = set(call("sinfo", "--noheader", "--format=%R").split())
@@ -171,6 +172,7 @@ class SlurmBackend(Backend):
             tasks,
             packed=packed,
             device=device,
+            container=self.profile.container_of_jobs,
             copy_of_code=self.copy.name if self.copy else None,
             slurm_cluster=self._cluster,
         )

@@ -58,6 +58,19 @@ def test_recordings_become_a_corpus_that_is_left_alone_when_built_again_and_chec
     assert refused(ssmscale("data", "inspect", "corpus"), shard.name)
 
 
+def test_rows_of_captions_that_are_set_aside_are_counted_by_reason(
+    ssmscale: Command, recordings: Path
+) -> None:
+    with (recordings.parent / "captions.csv").open("a") as file:
+        file.write("".join(f"gone-{number}.flac,A tone\n" for number in range(5)) + "piece-0.flac,\n")
+    for answer in (build(ssmscale, recordings), ssmscale("data", "inspect", "corpus")):
+        assert answer.status == 0, answer.err
+        assert "set aside: 6 rows of captions" in answer.out
+        assert "captions.csv, line 6 ('gone-0.flac'), line 7" in answer.out
+        assert "and 2 more: names a file that is not in the audio directory" in answer.out
+        assert "captions.csv, line 11: has no caption" in answer.out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -94,9 +107,19 @@ def test_what_was_left_out_is_named_with_its_reason(ssmscale: Command, recording
     (recordings / "loose.wav").touch()
     built = build(ssmscale, recordings)
     assert "left out: 2 tracks" in built.out
-    assert "loose.wav: no caption" in built.out
-    assert "piece-0.flac: unreadable audio" in built.out
+    assert "no caption: 1 track: loose.wav" in built.out
+    assert "unreadable audio: 1 track: piece-0.flac (the file holds no sound)" in built.out
     shown = ssmscale("data", "inspect", "corpus").out
-    assert "loose.wav: no caption" in shown
+    assert "no caption: 1 track: loose.wav" in shown
     assert "2 codebooks of 16 entries" in shown
     assert inspected(ssmscale)["skipped_reasons"]["no caption"] == ["loose.wav"]
+
+
+def test_reasons_that_differ_in_their_details_are_one_line(ssmscale: Command, recordings: Path) -> None:
+    for number in range(2):
+        path = recordings / f"piece-{number}.flac"
+        path.write_bytes(path.read_bytes()[: 20_000 + 9_000 * number])
+    out = build(ssmscale, recordings).out
+    (line,) = [line for line in out.splitlines() if "damaged" in line]
+    assert line.startswith("  damaged: 2 tracks: piece-0.flac (its file ends after ")
+    assert ", piece-1.flac (its file ends after " in line
