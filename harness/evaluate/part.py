@@ -43,6 +43,8 @@ class ScoresOrder(Frozen):
     settings: str
     """Digest of the settings, by which a worker finds that the prompts or the reference have changed."""
     slices: tuple[Slice, ...]
+    needs: tuple[Path, ...] = ()
+    """Other paths that its Runs need, which a container must show."""
     only_finished: bool = False
     """True to leave out Runs that are not finished when the task begins."""
 
@@ -53,6 +55,8 @@ class PiecesOrder(Frozen):
     makes: Literal["pieces"] = "pieces"
     whole: str
     run_dir: Path
+    needs: tuple[Path, ...]
+    """Other paths that its Run needs, which a container must show."""
     slices: tuple[Slice, ...]
     captions: tuple[str, ...]
     """Captions of its prompts, in the order of its slices."""

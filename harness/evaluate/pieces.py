@@ -64,12 +64,16 @@ class PieceSet:
         )
         digest = hashlib.sha256(canonical_json([run.run_id, *facts]).encode()).hexdigest()[:12]
         run_dir = self.trained.root.run(run.run_id).absolute()
+        launch = self.trained.launch
+        encoder = [] if launch.text_encoder is None else [Path(launch.text_encoder)]
+        needs = (launch.corpus, *(path for path in encoder if path.is_absolute()))
 
         def order(slices: Sequence[Slice]) -> dict[str, object]:
             numbers = [number for one in slices for number in one.prompts]
             return PiecesOrder(
                 whole=digest,
                 run_dir=run_dir,
+                needs=needs,
                 slices=tuple(slices),
                 captions=tuple(self.captions[number] for number in numbers),
                 files=tuple(self.files[number].absolute() for number in numbers),

@@ -55,6 +55,9 @@ def whole_of(resolved: ResolvedStudy, evaluator: Evaluator, *, only_finished: bo
     facts = [settings, *sorted(one.key for one in evaluator.measures)]
     digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:12]
 
+    encoder = Path(resolved.study.text.encoder)
+    needs = (encoder.absolute(),) if encoder.is_dir() else ()
+
     def order(slices: Sequence[Slice]) -> dict[str, object]:
         return ScoresOrder(
             whole=digest,
@@ -63,6 +66,7 @@ def whole_of(resolved: ResolvedStudy, evaluator: Evaluator, *, only_finished: bo
             request=replace(everywhere(evaluator.request), device="cpu"),
             settings=settings,
             slices=tuple(slices),
+            needs=needs,
             only_finished=only_finished,
         ).model_dump(mode="json")
 
