@@ -6,16 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from harness.evaluate.evaluator import Evaluator
 from harness.evaluate.part import ScoresOrder
 from harness.evaluate.request import CorpusOfRuns, Evaluated, Request
 from harness.evaluate.sharing import Block, Slice, batch_seconds, blocks_of
-from harness.evaluate.tasks import LIVE_PARTS, Ended, Whole, slices_of
+from harness.evaluate.tasks import LIVE_PARTS, Ended, Whole
 from harness.plan.cluster import Cluster
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunStatus
-from harness.submit.parts import PartState
+from harness.submit.parts import PartState, PartStatus
 from ssmttm.files import canonical_json
 
 FOLDER = "evaluate"
@@ -90,18 +91,19 @@ def evaluated_by(
     evaluator: Evaluator, rows: Sequence[RunStatus], known: Sequence[str], ended: Ended
 ) -> list[Evaluated]:
     """Return what became of each Run; `known` are those that had all results before."""
-    return [_evaluated(evaluator, row.run_id, row.run_id in known, ended) for row in rows]
+    jobs, before = ended.jobs_by_run(), set(known)
+
+    def become(run_id: str) -> Evaluated:
+        if evaluator.is_evaluated(run_id):
+            outcome: Literal["kept", "evaluated"] = "kept" if run_id in before else "evaluated"
+            return Evaluated(run_id, outcome, notes=evaluator.notes_of(run_id))
+        return _waiting(run_id, ended.held.by_run.get(run_id, []), jobs.get(run_id), ended.waiting)
+
+    return [become(row.run_id) for row in rows]
 
 
-def _evaluated(evaluator: Evaluator, run_id: str, was_known: bool, ended: Ended) -> Evaluated:
-    if evaluator.is_evaluated(run_id):
-        return Evaluated(run_id, "kept" if was_known else "evaluated", notes=evaluator.notes_of(run_id))
-    states = ended.held.of(run_id)
-    mine = [
-        handle
-        for handle in ended.handles
-        if any(one.run_id == run_id for one in slices_of(handle.task))  # type: ignore[arg-type]
-    ]
+def _waiting(run_id: str, states: Sequence[PartStatus], job: str | None, waiting: int) -> Evaluated:
+    """Return what is known of a Run without all results; `job` is the one that was submitted for it now."""
     failed = [one.reason or "no reason is known" for one in states if one.state is PartState.FAILED]
     live = [one for one in states if one.state in LIVE_PARTS]
     if running := [one for one in live if one.state is PartState.RUNNING]:
@@ -109,11 +111,11 @@ def _evaluated(evaluator: Evaluator, run_id: str, was_known: bool, ended: Ended)
     if live:
         why = f": {live[0].reason}" if live[0].reason else ""
         return Evaluated(run_id, "queued", f"job {live[0].job_id}{why}")
-    if mine:
+    if job is not None:
         before = f"; before, it failed: {failed[-1]}" if failed else ""
-        return Evaluated(run_id, "queued", f"job {mine[0].job_id}{before}")
+        return Evaluated(run_id, "queued", f"job {job}{before}")
     if failed:
         return Evaluated(run_id, "failed", failed[-1])
-    return Evaluated(
-        run_id, "new", "not submitted yet" if ended.waiting else "its task ended without results"
-    )
+    if waiting:
+        return Evaluated(run_id, "new", "its task is not submitted yet")
+    return Evaluated(run_id, "failed", "its task ended without results; repeat the command")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from harness.common.disk import make_folder
 from harness.common.format import Estimate
@@ -34,6 +35,7 @@ from harness.submit.parts import (
 from ssmttm.files import canonical_json
 from ssmttm.locks import file_lock
 
+T = TypeVar("T")
 LIVE_PARTS = frozenset({PartState.QUEUED, PartState.RUNNING})
 
 
@@ -63,11 +65,26 @@ def slices_of(part: Part) -> list[Slice]:
     return [Slice.model_validate(one) for one in json.loads(part.request)["slices"]]
 
 
-class Held(NamedTuple):
+def by_run(items: Iterable[T], part_of: Callable[[T], Part]) -> dict[str, list[T]]:
+    """Return the items whose part has prompts of a Run, by Run."""
+    found: dict[str, list[T]] = {}
+    for item in items:
+        for run_id in dict.fromkeys(one.run_id for one in slices_of(part_of(item))):
+            found.setdefault(run_id, []).append(item)
+    return found
+
+
+@dataclass(frozen=True)
+class Held:
     """What the tasks of a work are known to do or to have done."""
 
-    states: list[PartStatus]
+    states: Sequence[PartStatus]
     """State of each part that was submitted to a scheduler, oldest first."""
+
+    @cached_property
+    def by_run(self) -> dict[str, list[PartStatus]]:
+        """States of the parts with prompts of each Run."""
+        return by_run(self.states, lambda status: status.part)
 
     def prompts(self, jobs: Mapping[str, str]) -> dict[str, set[int]]:
         """Return the prompts of each Run that live tasks have; `jobs` are those that still train Runs, by Run.
@@ -81,10 +98,6 @@ class Held(NamedTuple):
                     if one.run_id not in jobs or jobs[one.run_id] in status.part.after:
                         found.setdefault(one.run_id, set()).update(one.prompts)
         return found
-
-    def of(self, run_id: str) -> list[PartStatus]:
-        """Return the states of the parts with prompts of a Run."""
-        return [one for one in self.states if any(each.run_id == run_id for each in slices_of(one.part))]
 
 
 def held_by_jobs(whole: Whole, *, may_be_silent: bool = False) -> Held:
@@ -158,6 +171,11 @@ class Ended(NamedTuple):
     """Number of tasks that the backend does not admit now."""
     held: Held
     """State of the tasks: here when all have ended, on a scheduler before tasks were submitted."""
+
+    def jobs_by_run(self) -> dict[str, str]:
+        """Return the job of the first task that was submitted now for each Run."""
+        found = by_run(self.handles, lambda handle: cast("Part", handle.task))
+        return {run_id: handles[0].job_id for run_id, handles in found.items()}
 
 
 def do_here(

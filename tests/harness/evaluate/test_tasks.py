@@ -22,7 +22,7 @@ from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.scores import EvaluationRow, evaluation_folder, evaluation_rows
 from harness.record.status import StatusReader
-from harness.submit.parts import PartState, PartStatus
+from harness.submit.parts import PartState, PartStatus, states_of_parts
 from harness.train.part import work_on
 from harness.train.stopping import StopFlag
 from tests.conftest import Command, Write
@@ -218,6 +218,20 @@ def test_the_command_evaluates_by_tasks_here(
     assert "task" not in again.err
 
 
+def test_a_run_that_cannot_be_evaluated_is_named_and_the_command_fails(
+    study: ResolvedStudy, evaluate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli.tasks.do_here", worked_here)
+    first, second = (point.run_id for point in study.points)
+    (study.root.run(first) / "checkpoints" / "model.safetensors").unlink()
+    answer = evaluate("--limit", 2, "--on", "local", "--json")
+    assert answer.status == 1
+    outcomes = {run["run_id"]: run for run in json.loads(answer.out)["runs"]}
+    assert outcomes[second]["outcome"] == "evaluated"
+    assert outcomes[first]["outcome"] == "failed"
+    assert f"the weights of run {first} are missing" in outcomes[first]["reason"]
+
+
 def test_pieces_do_not_depend_on_the_tasks(
     ssmscale: Command, trained: Root, study: ResolvedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,9 +255,10 @@ def test_pieces_do_not_depend_on_the_tasks(
 
 def worked_here(whole: Any, some: Sequence[Block], _: Any, cluster: Any, count: int, __: Callable) -> Any:
     """Do the work of tasks in this process."""
-    for part in make_parts(whole, some, Held([]), cluster, count):
-        assert work_on(json.loads(json.dumps(part.order)), StopFlag()) == "finished"
-    return Ended([], 0, Held([]))
+    parts = make_parts(whole, some, Held([]), cluster, count)
+    for part in parts:
+        assert work_on(json.loads(json.dumps(part.order)), StopFlag()) in {"finished", "failed"}
+    return Ended([], 0, Held(states_of_parts(parts, whole.jobs_dir)))
 
 
 @pytest.mark.parametrize(
