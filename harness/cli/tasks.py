@@ -27,7 +27,7 @@ from ssmttm.errors import InputError
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Where tasks run, beside the machines, and into how many the work is divided."""
+    """Place of tasks, beside the machines, and their number."""
 
     on: Annotated[
         str | None,

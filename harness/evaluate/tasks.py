@@ -76,7 +76,7 @@ def by_run(items: Iterable[T], part_of: Callable[[T], Part]) -> dict[str, list[T
 
 @dataclass(frozen=True)
 class Held:
-    """What the tasks of a work are known to do or to have done."""
+    """Tasks of a work that are known, with their states."""
 
     states: Sequence[PartStatus]
     """State of each part that was submitted to a scheduler, oldest first."""
@@ -163,7 +163,7 @@ def _folder(jobs_dir: Path, order: Mapping[str, Any]) -> Path:
 
 
 class Ended(NamedTuple):
-    """What became of a work that was given to tasks."""
+    """Result of giving a work to tasks."""
 
     handles: list[Handle]
     """Tasks that were submitted to a scheduler now."""
