@@ -108,7 +108,9 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     assert (started["dispatcher"], started["job_id"]) == ("ray", array.stem)
     assert "controller" in ssmscale("logs", "tiny", status["runs"][0]["run_id"], "--root", root.path).out
     resolved = registered(root, study_fields)
-    wait_until(lambda: len({row.run_id for row in evaluation_rows(resolved) if row.settings != HELD_OUT}) == 2)
+    wait_until(
+        lambda: len({row.run_id for row in evaluation_rows(resolved) if row.settings != HELD_OUT}) == 2
+    )
     (part,) = (root.study("tiny") / "evaluate" / "parts").iterdir()
     (began,) = [event for event in read_events(part) if event["event"] == "started"]
     assert began["t"] >= max(event["t"] for event in read_events(series_folder(root)))
