@@ -16,7 +16,7 @@ from harness.common.format import counted
 
 if TYPE_CHECKING:
     from ssmttm.corpus.describe import CorpusDescription
-    from ssmttm.corpus.manifest import SetAside
+    from ssmttm.corpus.manifest import Grouping, SetAside
 
 data_app = typer.Typer(
     help="Build and inspect corpora of music tokens.", no_args_is_help=True, add_completion=False
@@ -47,8 +47,39 @@ class SourceOptions:
     licence: Annotated[str | None, typer.Option(help="folder: licence of tracks that name none.")] = None
     limit: Annotated[int | None, typer.Option(metavar="N", help="Most tracks to use.")] = None
     segment_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0
-    valid: Annotated[float, typer.Option(help="Share of the tracks held out for validation.")] = 0.1
-    test: Annotated[float, typer.Option(help="Share of the tracks held out for testing.")] = 0.0
+    valid: Annotated[
+        float | None, typer.Option(help="Share of the tracks held out for validation (default: 0.1).")
+    ] = None
+    test: Annotated[
+        float | None, typer.Option(help="Share of the tracks held out for testing (default: 0).")
+    ] = None
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER|COLUMN",
+            help="folder: a published split: files that list its tracks, or a column of the captions (default: their "
+            "column split, if there is one). none draws the splits.",
+        ),
+    ] = None
+    group_by: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="folder: tracks stay in one split if they share one of these: artist, album, content (of these, the "
+            "same sound is used once) or a column of the captions; none for no grouping.",
+        ),
+    ] = "artist,album,content"
+    near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--near-duplicates",
+            help="Also keep recordings in one split that sound alike: copies in other forms.",
+        ),
+    ] = False
+    near_threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Likeness of near-duplicates, 0.5 to 1 (default: 0.85)."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -115,10 +146,16 @@ def data_build(
     from harness.common.validation import validate
     from ssmttm.corpus.build import build_corpus
     from ssmttm.corpus.describe import left_out
+    from ssmttm.corpus.near import THRESHOLD
     from ssmttm.corpus.spec import BuildSpec
+    from ssmttm.errors import InputError
 
     # The BuildSpec knows the defaults of each codec.
     given = asdict(source) | asdict(codec) | asdict(variety)
+    threshold = given.pop("near_threshold")
+    if threshold is not None and not given["near_duplicates"]:
+        raise InputError("--near-threshold is for --near-duplicates; give both")
+    given["near_duplicates"] = (threshold or THRESHOLD) if given["near_duplicates"] else None
     spec = validate(
         BuildSpec, {key: value for key, value in given.items() if value is not None}, "data build"
     )
@@ -127,6 +164,7 @@ def data_build(
     hours = sum(manifest.hours(split) for split in manifest.splits)
     counts = f"{hours:.2f} hours in {len(manifest.splits)} splits"
     print_line(f"{out}: {counts}, fingerprint {manifest.fingerprint[:12]}")
+    _print_grouping(manifest.grouping)
     _print_left_out(left_out(manifest), manifest.set_aside)
 
 
@@ -180,7 +218,31 @@ def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
         print_line(f"{name}:")
         for line in lines:
             print_line(f"  {line}")
+    _print_grouping(about.grouping)
     _print_left_out(about.skipped_reasons, about.set_aside)
+
+
+def _print_grouping(found: Grouping | None) -> None:
+    """Print what was kept together in the splits, and what a published split did not keep together."""
+    if found is None:
+        print_line("groups: not recorded, since an older version built this corpus")
+        return
+    by = f", by {', '.join(found.by)}" if found.by else ""
+    size = f"{counted(found.groups, 'group')} of {counted(found.tracks, 'track')}{by}"
+    joined = f" (joined by {', '.join(found.largest_by)})" if found.largest_by else ""
+    print_line(f"groups: {size}; the largest has {counted(found.largest, 'track')}{joined}")
+    for kind, count in found.shared.items():
+        print_line(f"  {kind}: {count:,} shared by two or more tracks")
+    if found.twins:
+        print_line(f"  content: {counted(found.twins, 'track')} left out, the same music as another")
+    if found.published:
+        print_line(f"splits: published ({found.published}), kept as they are")
+    if found.leaking:
+        counts = ", ".join(f"{number:,} by {kind}" for kind, number in found.leaking.items())
+        print_line(f"LEAKS of the published split: {counts}")
+        for leak in found.leaks[:MOST_NAMED]:
+            sides = "; ".join(f"{split}: {', '.join(tracks)}" for split, tracks in leak.tracks.items())
+            print_line(f"  {leak.by} {leak.value}".rstrip() + f": {sides}")
 
 
 def _print_left_out(reasons: Mapping[str, Sequence[str]], rows: Sequence[SetAside]) -> None:

@@ -21,14 +21,25 @@ from pydantic import JsonValue
 from ssmttm.codec.base import CODEC_FILE
 from ssmttm.corpus.claim import WORK, claim, finished_corpus, keep_only_results_of, noting_refusal
 from ssmttm.corpus.contents import write_files
+from ssmttm.corpus.groups import group_tracks, report_groups
 from ssmttm.corpus.manifest import MANIFEST, Manifest, Skipped
 from ssmttm.corpus.packages import installed_version
 from ssmttm.corpus.pool import Pool
 from ssmttm.corpus.progress import Progress
+from ssmttm.corpus.published import SPLIT_COLUMN
 from ssmttm.corpus.source import Source, TrackRef
 from ssmttm.corpus.spec import RECIPE, BuildSpec
 from ssmttm.corpus.split import limited, split_tracks
-from ssmttm.corpus.stages import clip_lines, encode, fit_codec, pretrained_codec, read_tracks, usable_tracks
+from ssmttm.corpus.stages import (
+    SAME_MUSIC,
+    clip_lines,
+    encode,
+    fit_codec,
+    near_tracks,
+    pretrained_codec,
+    read_tracks,
+    usable_tracks,
+)
 from ssmttm.corpus.tracks import make_source, start_worker
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
@@ -108,8 +119,10 @@ def _build(
         with Pool(workers, start_worker, (spec, out, work, device)) as pool:
             with _timed(seconds, "read tracks"):
                 records = read_tracks(pool, refs, work, progress)
-            usable, skipped = usable_tracks(records, spec)
-            splits = split_tracks(usable, spec)
+            published = {ref.track: ref.split for ref in refs if ref.split}
+            usable, skipped = usable_tracks(records, spec, published=bool(published))
+            groups = group_tracks(usable, refs, spec, near_tracks(usable, work, spec))
+            splits = split_tracks(groups, spec, published)
             keep_only_results_of(recipe, splits, out, fitted=pretrained is None)
             with _timed(seconds, "fit codec"):
                 codec = pretrained or fit_codec(out / "codec", work, splits["train"], spec, progress)
@@ -120,6 +133,7 @@ def _build(
             for split, tracks in splits.items()
         }
     write_files(out, [(record.track, record.file) for record in records if record.file])
+    twins = sum(one.reason.startswith(SAME_MUSIC) for one in skipped)
     report = {"workers": workers, "seconds": seconds} | _peak_mib()  # no part of the corpus's identity
     write_atomically(out / "build.json", (json.dumps(report, indent=1) + "\n").encode())
     return write_manifest(
@@ -131,7 +145,15 @@ def _build(
         licences={record.facts.licence for record in usable if record.facts},
         skipped=sorted([*unused, *skipped], key=lambda one: one.track),
         set_aside=source.set_aside(),
+        grouping=report_groups(groups, splits, spec, twins, published=_origin(spec) if published else ""),
         recipe=recipe,
+    )
+
+
+def _origin(spec: BuildSpec) -> str:
+    """Return the origin of a published split, without the folders of this machine."""
+    return (
+        spec.splits_path.name if spec.splits_path else f"column {spec.splits or SPLIT_COLUMN} of the captions"
     )
 
 

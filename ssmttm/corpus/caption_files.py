@@ -3,7 +3,7 @@
 A row that cannot be used is set aside and counted, since one of a million must not stop a build.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,19 @@ class CaptionRow:
     """Place of the row in its file, for messages."""
     start: str = ""
     """Second at which the clip begins in its video, for names of such clips."""
+    group_keys: tuple[str, ...] = ()
+    """Facts as `kind:value` that keep tracks together."""
+    split: str = ""
+    """Split that the row names."""
+
+
+About = Callable[[Mapping[str, Any]], tuple[tuple[str, ...], str]]
+"""Returns the group keys and the split of a record."""
+
+
+def says_nothing(_: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Return no facts of a record."""
+    return (), ""
 
 
 class Faults:
@@ -61,17 +74,20 @@ class Faults:
         )
 
 
-def read_captions(path: Path, *, named: bool = True, faults: Faults | None = None) -> Iterator[CaptionRow]:
+def read_captions(
+    path: Path, *, named: bool = True, faults: Faults | None = None, about: About = says_nothing
+) -> Iterator[CaptionRow]:
     """Yield the captions of a caption file, row by row.
 
     named: require that every row names a sound file, and yield all captions of a row; otherwise rows are prompts, whose
     name may be empty, and a row with several captions is the prompt of the first. faults: collects the rows that cannot
     be used; without it the first of them raises InputError that names file and row, as does a file of another form.
+    about: reads the facts that keep tracks together, and the split.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such captions file")
     for where, record in read_records(path, named=named):
-        rows = _caption_rows(where, record, named=named)
+        rows = _caption_rows(where, record, named=named, about=about)
         if isinstance(rows, list):
             yield from rows
         elif faults is None:
@@ -80,7 +96,7 @@ def read_captions(path: Path, *, named: bool = True, faults: Faults | None = Non
             faults.add(path.name, where, rows.reason)
 
 
-def _caption_rows(where: str, record: Any, *, named: bool) -> list[CaptionRow] | Fault:
+def _caption_rows(where: str, record: Any, *, named: bool, about: About) -> list[CaptionRow] | Fault:
     if isinstance(record, Fault):
         return record
     if not isinstance(record, dict):
@@ -97,7 +113,9 @@ def _caption_rows(where: str, record: Any, *, named: bool) -> list[CaptionRow] |
     if not captions:
         return Fault("has no caption")
     title, licence, start = (first_of(keyed, keys) for keys in (("title",), LICENCE_KEYS, START_KEYS))
+    group_keys, split = about(record)
+    facts = {"title": title, "licence": licence, "where": where, "start": start}
     return [
-        CaptionRow(name=name, caption=caption, title=title, licence=licence, where=where, start=start)
+        CaptionRow(name=name, caption=caption, group_keys=group_keys, split=split, **facts)
         for caption in (captions if named else captions[:1])
     ]

@@ -22,6 +22,8 @@ from ssmttm.files import parse_json
 MAX_LINE = 2**20
 """Most characters of a line."""
 _MAX_JSON_BYTES = 2**28
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+"""Endings of files that list tracks."""
 _MAX_COLUMNS = 1000
 _DELIMITERS = ",;\t|"
 _JAMENDO = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
@@ -42,10 +44,10 @@ _TOO_LONG = Fault(f"is longer than {MAX_LINE:,} characters")
 _NOT_JSON = Fault("is not valid JSON")
 
 
-def read_records(path: Path, *, named: bool = True) -> Iterator[Record]:
+def read_records(path: Path, *, named: bool = True, captioned: bool = True) -> Iterator[Record]:
     """Yield (place, record) of each row; raises InputError that names the file if it is not of a known form.
 
-    named: require columns for the file and the caption, not the caption alone.
+    named, captioned: require that a table has a column for the file, and one for the caption.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
@@ -53,7 +55,7 @@ def read_records(path: Path, *, named: bool = True) -> Iterator[Record]:
     suffix = suffixes[-1] if suffixes else ""
     try:
         if suffix in (".csv", ".tsv"):
-            yield from _table(path, named=named)
+            yield from _table(path, named=named, captioned=captioned)
         elif suffix == ".json":
             yield from _json(path)
         elif suffix in (".jsonl", ".ndjson"):
@@ -77,7 +79,7 @@ def read_records(path: Path, *, named: bool = True) -> Iterator[Record]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _table(path: Path, *, named: bool) -> Iterator[Record]:
+def _table(path: Path, *, named: bool, captioned: bool) -> Iterator[Record]:
     """Yield the rows of a table whose first line names the columns, or of MTG-Jamendo's TSV."""
     csv.field_size_limit(MAX_LINE)
     with closing(_lines(path, newline="")) as file:
@@ -103,7 +105,9 @@ def _table(path: Path, *, named: bool) -> Iterator[Record]:
             ValueError,
         ) as error:  # the latter two: of a delimiter that cannot be one
             raise InputError(f"{path}, line {number}: not CSV: {error}") from None
-        yield from _rows(lines, _columns(f"{path}, line {number}", header, named=named), delimiter)
+        yield from _rows(
+            lines, _columns(f"{path}, line {number}", header, named=named, captioned=captioned), delimiter
+        )
 
 
 def _first_line(lines: Iterator[tuple[int, str]]) -> tuple[int, str]:
@@ -120,14 +124,14 @@ def _split(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _columns(where: str, header: list[str], *, named: bool) -> list[str]:
+def _columns(where: str, header: list[str], *, named: bool, captioned: bool) -> list[str]:
     """Return the columns of a header, made unique; raises InputError if it names no file or no caption."""
     if len(header) > _MAX_COLUMNS:
         raise InputError(f"{where}: has more than {_MAX_COLUMNS:,} columns; keep file and caption")
     keys = {key_of(column) for column in header}
     shown = ", ".join(repr(column[:40]) for column in header[:20])
     for is_there, what, wanted in (
-        (any(map(is_caption, keys)), "the caption", CAPTION_KEYS),
+        (not captioned or any(map(is_caption, keys)), "the caption", CAPTION_KEYS),
         (not named or bool(keys & set(NAME_KEYS)), "the file", NAME_KEYS),
     ):
         if not is_there:
@@ -192,7 +196,9 @@ def _jamendo(lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
         elif len(fields) < 6:
             yield f"line {number}", Fault("has fewer than the 6 fields of a Jamendo row")
         else:
-            yield f"line {number}", {"path": fields[3], "caption": sentence_from_tags(fields[5:])}
+            artist, album, path = fields[1:4]
+            facts = {"artist_id": artist, "album_id": album, "path": path}
+            yield f"line {number}", {**facts, "caption": sentence_from_tags(fields[5:])}
 
 
 def _json(path: Path) -> Iterator[Record]:

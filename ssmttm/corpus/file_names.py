@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ssmttm.corpus.audio import SUFFIXES
-from ssmttm.corpus.caption_files import CaptionRow
 
 OUTSIDE = "names a file outside the audio directory; give a path relative to it"
 ABSENT = "names a file that is not in the audio directory"
@@ -30,18 +29,25 @@ class FileNames:
         self._own = _folded(root.absolute().name)
         self._files = frozenset(files)
 
-    def find(self, row: CaptionRow) -> tuple[str, str]:
-        """Return (file, reason): the file that a row names, or an empty text and why there is none."""
-        if row.name in self._files:
-            return row.name, ""
-        name = self._relative(row.name.replace("\\", "/"))
+    def named(self, name: str) -> str | None:
+        """Return the file of a name, if there is one."""
+        return self.find(name)[0] or None
+
+    def find(self, given: str, start: str = "") -> tuple[str, str]:
+        """Return (file, reason): the file that a row names, or an empty text and why there is none.
+
+        start: the second at which the row's clip begins in its video.
+        """
+        if given in self._files:
+            return given, ""
+        name = self._relative(given.replace("\\", "/"))
         if name is None:
             return "", OUTSIDE
         if name in self._files:
             return name, ""
         for candidates in self._candidates(name):
             if candidates:
-                meant = _narrowed(candidates, name, row.start)
+                meant = _narrowed(candidates, name, start)
                 return (meant[0], "") if len(meant) == 1 else ("", SEVERAL)
         return "", ABSENT
 

@@ -4,23 +4,26 @@ Captions are a file whose rows name sound files, or lie beside them. A row or a 
 named with its reason; the others make the corpus.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from ssmttm.corpus.audio import FIRST_SUFFIXES, SUFFIXES, stream_audio
 from ssmttm.corpus.caption_files import CaptionRow, Faults, read_captions
 from ssmttm.corpus.file_names import FileNames
+from ssmttm.corpus.group_keys import keys_of, sound_tags
 from ssmttm.corpus.listing import Listing, list_files
 from ssmttm.corpus.manifest import SetAside, Skipped
 from ssmttm.corpus.packages import installed_version
+from ssmttm.corpus.published import SPLIT_COLUMN, SPLITS, published_hash, read_published, split_of
 from ssmttm.corpus.sidecars import ENDINGS, Sidecars, no_captions
 from ssmttm.corpus.source import OpenTrack, TrackFacts, TrackRef
-from ssmttm.corpus.spec import BuildSpec
+from ssmttm.corpus.spec import GROUP_BY, BuildSpec
 from ssmttm.errors import InputError
 from ssmttm.files import sha256_file
 
@@ -47,6 +50,7 @@ class FolderSource:
         if not self._sounds:
             raise InputError(f"{self.root}: holds no sound file ({', '.join(SUFFIXES)})")
         rows = self._rows
+        splits = self._published
         refs, skipped = [], [one for one in self._listing.skipped if not one.track.endswith(ENDINGS)]
         for name in self._sounds:
             if not name.isprintable():
@@ -56,6 +60,10 @@ class FolderSource:
             if not mine:
                 skipped.append(Skipped(track=name, reason="no caption"))
                 continue
+            if splits is not None and splits.get(name) not in SPLITS:
+                other = f"names another split: {splits[name]}" if name in splits else "does not name it"
+                skipped.append(Skipped(track=name, reason=f"the published split {other}"))
+                continue
             refs.append(
                 TrackRef(
                     track=name,
@@ -63,6 +71,8 @@ class FolderSource:
                     group=name,
                     path=self.root / name,
                     by_content=True,
+                    group_keys=tuple(dict.fromkeys(key for row in mine for key in row.group_keys)),
+                    split=splits[name] if splits is not None else "",
                     captions=tuple(row.caption for row in mine),
                     title=next((row.title for row in mine if row.title), Path(name).stem),
                     licence=next(
@@ -71,11 +81,17 @@ class FolderSource:
                 )
             )
         if not refs:
+            named = " and stands in the published split" if splits is not None else ""
             files = ", ".join(path.name for path in (self._captions_file, self.spec.tags) if path is not None)
             why = str(self._faults) or f"{files or self.spec.captions} holds no rows"
             raise InputError(
-                f"{self.root}: none of its {len(self._sounds)} sound files has a caption ({why})"
+                f"{self.root}: none of its {len(self._sounds)} sound files has a caption{named} ({why})"
             )
+        for kind in set(self.spec.group_by) - set(GROUP_BY):
+            if not any(key.startswith(f"{kind}:") for ref in refs for key in ref.group_keys):
+                raise InputError(
+                    f"group_by is {kind!r}, but no row of the captions has a value in a column {kind!r}"
+                )
         return refs, skipped
 
     def set_aside(self) -> tuple[SetAside, ...]:
@@ -99,6 +115,8 @@ class FolderSource:
                 if not path.is_file():
                     raise InputError(f"{path}: no such file; `{key}` names it")
                 found[key] = sha256_file(path)
+        if (path := self.spec.splits_path) is not None:
+            found["splits"] = published_hash(path)
         return found
 
     def made_with(self) -> dict[str, JsonValue]:
@@ -107,7 +125,13 @@ class FolderSource:
 
     def open(self, ref: TrackRef) -> OpenTrack:
         """Open one file as a stream."""
-        facts = TrackFacts(title=ref.title, licence=ref.licence, captions=ref.captions)
+        tagged = {"artist", "album"} & set(self.spec.group_by)
+        facts = TrackFacts(
+            title=ref.title,
+            licence=ref.licence,
+            captions=ref.captions,
+            group_keys=keys_of(sound_tags(ref.path), self.spec) if tagged else (),
+        )
         return OpenTrack(facts, stream_audio(ref.path, self.spec.sample_rate))
 
     @cached_property
@@ -134,11 +158,44 @@ class FolderSource:
         if self._captions_file is not None or (given is None and self.spec.tags is not None):
             return None
         listing = self._listing if given is None else _listed(given)
-        return Sidecars(given or self.root, set(listing.files), self._sounds, self._faults)
+        return Sidecars(given or self.root, set(listing.files), self._sounds, self._faults, self._about)
 
     @cached_property
     def _faults(self) -> Faults:
         return Faults()
+
+    @cached_property
+    def _names(self) -> FileNames:
+        return FileNames(self.root, self._sounds)
+
+    def _about(self, record: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+        """Return the facts of a record that keep tracks together, and the split that it names."""
+        column = None if self.spec.splits_path else self.spec.splits or SPLIT_COLUMN
+        return keys_of(record, self.spec), split_of(record, column) if column not in (None, "none") else ""
+
+    @cached_property
+    def _published(self) -> dict[str, str] | None:
+        """The published splits of the tracks; None if splits are drawn."""
+        splits, path = self.spec.splits, self.spec.splits_path
+        if path is not None:
+            found, origin = read_published(path, self._names.named), str(path)
+        else:
+            found = {}
+            origin = f"column {splits or SPLIT_COLUMN} of the captions"
+            for name, mine in self._rows.items():
+                named = sorted({row.split for row in mine if row.split})
+                if len(named) > 1 and not {*named}.isdisjoint(SPLITS):
+                    raise InputError(f"{mine[0].where}: {name} is in {named[0]} and in {named[1]}")
+                found |= dict.fromkeys([name] if named else [], *named[:1])
+            known = {split for split in found.values() if split in SPLITS}
+            if splits in (None, "none") and not known - {"train"}:
+                return None
+            if not known:
+                raise InputError(
+                    f"splits is {splits!r}, but {origin} names no split such as train, valid or test"
+                )
+        self.spec.check_published(origin, set(found.values()))
+        return found
 
     @cached_property
     def _rows(self) -> dict[str, list[CaptionRow]]:
@@ -148,19 +205,18 @@ class FolderSource:
             rows = self._sidecars.rows
             if not rows and self.spec.captions is None and not self._faults.found():
                 raise no_captions(self.root, _USUAL)
-        names = FileNames(self.root, self._sounds)
         for path in filter(None, (self._captions_file, self.spec.tags)):
             read: dict[str, list[CaptionRow]] = {}
-            for name, row in self._resolved(path, names):
+            for name, row in self._resolved(path):
                 read.setdefault(name, []).append(row)
             rows = read | rows
         return rows
 
-    def _resolved(self, path: Path, names: FileNames) -> Iterator[tuple[str, CaptionRow]]:
+    def _resolved(self, path: Path) -> Iterator[tuple[str, CaptionRow]]:
         """Yield (sound file, row) of the rows of a captions file that name one."""
         before = ""
-        for row in read_captions(path, faults=self._faults):
-            name, reason = names.find(row)
+        for row in read_captions(path, faults=self._faults, about=self._about):
+            name, reason = self._names.find(row.name, row.start)
             if name:
                 yield name, row
             elif row.where != before:  # the captions of one row are set aside together

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssmttm.corpus.caption_files import CaptionRow, Faults
+from ssmttm.corpus.caption_files import About, CaptionRow, Faults, says_nothing
 from ssmttm.corpus.caption_keys import LICENCE_KEYS, captions_of, first_of, key_of, texts_of
 from ssmttm.corpus.tag_captions import sentence_of
 from ssmttm.errors import InputError
@@ -24,8 +24,13 @@ _MAX_BYTES = 2**20
 class Sidecars:
     """The captions beside the sound files of a directory, read once."""
 
-    def __init__(self, root: Path, sidecars: set[str], sounds: list[str], faults: Faults) -> None:
-        """Read the sidecars of `sounds`; paths are relative to `root`. Faulty ones are counted in `faults`."""
+    def __init__(
+        self, root: Path, sidecars: set[str], sounds: list[str], faults: Faults, about: About = says_nothing
+    ) -> None:
+        """Read the sidecars of `sounds`; paths are relative to `root`. Faulty ones are counted in `faults`.
+
+        about: reads the facts that keep tracks together, and the split.
+        """
         self.rows: dict[str, list[CaptionRow]] = {}
         digest = hashlib.sha256()
         for sound in sounds:
@@ -36,7 +41,7 @@ class Sidecars:
                 digest.update(
                     f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode("utf-8", "surrogateescape")
                 )
-                if sound not in self.rows and (rows := list(_rows(name, content, faults))):
+                if sound not in self.rows and (rows := list(_rows(name, content, faults, about))):
                     self.rows[sound] = rows
         self.sha256 = digest.hexdigest()
 
@@ -60,7 +65,7 @@ def _content(path: Path, name: str, faults: Faults) -> bytes:
     return content
 
 
-def _rows(name: str, content: bytes, faults: Faults) -> Iterator[CaptionRow]:
+def _rows(name: str, content: bytes, faults: Faults, about: About) -> Iterator[CaptionRow]:
     if not content:
         return
     record: Any
@@ -83,8 +88,10 @@ def _rows(name: str, content: bytes, faults: Faults) -> Iterator[CaptionRow]:
             "beside the sound files", name, "has no caption: no description, genre, moods or instrument"
         )
     title, licence = first_of(keyed, ("title",)), first_of(keyed, LICENCE_KEYS)
+    group_keys, split = about(record)
+    facts = {"title": title, "licence": licence, "where": name}
     for caption in captions:
-        yield CaptionRow(name=name, caption=caption, title=title, licence=licence, where=name)
+        yield CaptionRow(name=name, caption=caption, group_keys=group_keys, split=split, **facts)
 
 
 def _of_tags(record: dict[str, Any]) -> list[str]:

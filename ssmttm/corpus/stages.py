@@ -17,17 +17,28 @@ from ssmttm.codec.load import load_codec
 from ssmttm.codec.rvq import RvqCodec, RvqConfig
 from ssmttm.corpus.bach_captions import place_phrase
 from ssmttm.corpus.manifest import Clip, ShardFacts, Skipped
+from ssmttm.corpus.near import near_pairs
 from ssmttm.corpus.pool import Pool
 from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.split import clips_of, shard_plans
-from ssmttm.corpus.tracks import TrackRecord, encode_shard, finished_record, load_frames, mel_of, read_track
+from ssmttm.corpus.tracks import (
+    TrackRecord,
+    encode_shard,
+    finished_record,
+    load_chroma,
+    load_frames,
+    mel_of,
+    read_track,
+)
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec
 
+SAME_MUSIC = "the same music as"
+"""Begins the reason for leaving out a repeat."""
 # Frames the codec is fitted on: enough for k-means (FAISS advises 39 to 256 an entry) and bounded for every corpus;
 # 26 MB at 64 bands.
 _FIT_FRAMES = 100_000
@@ -48,15 +59,23 @@ def read_tracks(pool: Pool, refs: Sequence[TrackRef], work: Path, progress: Prog
     return sorted(records, key=lambda record: record.track)
 
 
-def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list[TrackRecord], list[Skipped]]:
-    """Return the tracks to use, and the others with the reasons; raises InputError if none can be used."""
+def usable_tracks(
+    records: Iterable[TrackRecord], spec: BuildSpec, *, published: bool = False
+) -> tuple[list[TrackRecord], list[Skipped]]:
+    """Return the tracks to use, and the others with the reasons; raises InputError if none can be used.
+
+    A repeat of another piece is left out, since its clips would weigh twice; the captions of its file go to the first.
+    published: keep repeats, as the published split has them.
+    """
     usable: list[TrackRecord] = []
     skipped: list[Skipped] = []
+    captions: dict[str, tuple[str, ...]] = {}  # of the repeats, by the first piece
     first: dict[str, str] = {}  # content -> the first piece that has it
+    compared = "content" in spec.group_by and not published
     longest = 0
     for record in records:
         longest = max(longest, record.frames)
-        content = record.facts.content if record.facts else ""
+        content = record.facts.content if record.facts and compared else ""
         original = first.setdefault(content, record.piece) if content else record.piece
         if record.skipped:
             skipped.append(Skipped(track=record.track, reason=record.skipped))
@@ -65,9 +84,12 @@ def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list
             reason = f"too short: {record.frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
             skipped.append(Skipped(track=record.track, reason=reason))
         elif original != record.piece:
-            skipped.append(Skipped(track=record.track, reason=f"the same music as {original}"))
+            skipped.append(Skipped(track=record.track, reason=f"{SAME_MUSIC} {original}"))
+            if record.facts and not record.facts.placed:  # a caption with a place is made of the notes alone
+                captions[original] = (*captions.get(original, ()), *record.facts.captions)
         else:
             usable.append(record)
+    usable = [_with_captions(record, captions.get(record.piece, ())) for record in usable]
     if not usable and longest:
         raise InputError(
             f"segment_seconds is {spec.segment_seconds:g}, but the longest track has only "
@@ -78,6 +100,15 @@ def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list
             f"none of {len(skipped)} tracks can be used; the first, {skipped[0].track}: {skipped[0].reason}"
         )
     return usable, skipped
+
+
+def near_tracks(records: Sequence[TrackRecord], work: Path, spec: BuildSpec) -> list[tuple[str, str]]:
+    """Return pairs of tracks that sound alike; none if the specification does not ask for them."""
+    if spec.near_duplicates is None:
+        return []
+    names = [record.track for record in records]
+    pairs = near_pairs(lambda place: load_chroma(work, names[place]), len(names), spec.near_duplicates)
+    return [(names[first], names[second]) for first, second in pairs]
 
 
 def fit_codec(
@@ -148,6 +179,14 @@ def clip_lines(records: Iterable[TrackRecord], spec: BuildSpec) -> Iterator[Clip
                 title=facts.title,
                 licence=facts.licence,
             )
+
+
+def _with_captions(record: TrackRecord, captions: tuple[str, ...]) -> TrackRecord:
+    """Return a record with further captions."""
+    if record.facts is None or not captions:
+        return record
+    every = tuple(dict.fromkeys((*record.facts.captions, *captions)))
+    return record.model_copy(update={"facts": record.facts.model_copy(update={"captions": every})})
 
 
 def _frames_to_fit(work: Path, train: Sequence[TrackRecord], spec: BuildSpec) -> npt.NDArray[np.float32]:

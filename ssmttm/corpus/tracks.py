@@ -24,6 +24,7 @@ from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
 from ssmttm.corpus.contents import UNKNOWN, FileStamp, current, stamp
 from ssmttm.corpus.manifest import ShardFacts
+from ssmttm.corpus.near import Fingerprint
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
@@ -139,6 +140,8 @@ def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
         record = TrackRecord.model_validate_json(read_document(_file(work, ref.track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
+    if record.facts is not None and not record.facts.content:
+        return None  # earlier versions took no hash of the sound
     if not ref.by_content:
         return record
     if record.file is None or (file := current(ref.path, record.file)) is None:
@@ -149,6 +152,14 @@ def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
             update={"captions": ref.captions, "title": ref.title, "licence": ref.licence}
         )
     return record.model_copy(update={"piece": ref.piece, "group": ref.group, "facts": facts, "file": file})
+
+
+def load_chroma(work: Path, track: str) -> npt.NDArray[np.uint8]:
+    """Return the fingerprint (frames, 12) of a finished track by memory map."""
+    path = _file(work, track, "chroma")
+    if not path.stat().st_size:
+        return np.zeros((0, 12), np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 12)
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
@@ -182,17 +193,40 @@ def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts]:
     """Write the frames of a track; return their number and its facts."""
     spec = worker.spec
     opened = worker.source.open(ref)
+    heard = _Heard(opened.blocks, spec)
     groups: Iterator[npt.NDArray[np.generic]]
     if spec.codec == "rvq":
-        groups, dtype = mel_of(spec).stream(opened.blocks), "<f2"
+        groups, dtype = mel_of(spec).stream(heard), "<f2"
     else:
-        groups, dtype = _codes(worker.codec, opened.blocks, spec), "<u2"
+        groups, dtype = _codes(worker.codec, heard, spec), "<u2"
     frames = 0
     with replacing(_frames_file(worker.work, ref.track, spec)) as file:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
-    return frames, opened.facts
+    if heard.fingerprint is not None:
+        write_atomically(_file(worker.work, ref.track, "chroma"), heard.fingerprint.chroma().tobytes())
+    return frames, opened.facts.model_copy(update={"content": opened.facts.content or heard.content()})
+
+
+class _Heard:
+    """Blocks of audio, of which the hash and the fingerprint are taken as they pass."""
+
+    def __init__(self, blocks: Iterable[Array], spec: BuildSpec) -> None:
+        self._blocks = blocks
+        self._hash = hashlib.sha256()
+        self.fingerprint = None if spec.near_duplicates is None else Fingerprint(spec.sample_rate)
+
+    def __iter__(self) -> Iterator[Array]:
+        for block in self._blocks:
+            self._hash.update(np.ascontiguousarray(block, "<f4").tobytes())
+            if self.fingerprint is not None:
+                self.fingerprint.add(block)
+            yield block
+
+    def content(self) -> str:
+        """Return the hash of all samples that passed."""
+        return self._hash.hexdigest()
 
 
 def mel_of(spec: BuildSpec) -> LogMel:

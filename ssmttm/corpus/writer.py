@@ -13,6 +13,7 @@ from ssmttm.corpus.manifest import (
     FORMAT,
     MANIFEST,
     Clip,
+    Grouping,
     Manifest,
     SetAside,
     ShardFacts,
@@ -69,6 +70,7 @@ def write_manifest(
     licences: Iterable[str],
     skipped: Iterable[Skipped] = (),
     set_aside: Iterable[SetAside] = (),
+    grouping: Grouping | None = None,
     recipe: dict[str, JsonValue] | None = None,
 ) -> Manifest:
     """Write the manifest of a corpus whose codec, shards and clips are in place."""
@@ -83,6 +85,7 @@ def write_manifest(
         licences=tuple(sorted(set(licences))),
         skipped=tuple(skipped),
         set_aside=tuple(set_aside),
+        grouping=grouping,
         recipe=recipe or {},
         codec_files={f"codec/{path.name}": sha256_file(path) for path in codec_files},
         fingerprint=content_fingerprint(codec, frames, splits),
