@@ -94,7 +94,7 @@ VERBS = {
         ("demo.zip --root elsewhere",),
     ),
     "generate": Verb(
-        "harness.cli.evaluate:generate",
+        "harness.cli.generate:generate",
         "Generate music for captions with a finished run.",
         (
             '9a19 --prompt "A calm chorale in G minor" --out calm.wav',
