@@ -77,6 +77,8 @@ class Task(Frozen):
     """True if it computes on GPUs where there are any, else on cores alone."""
     label: str = Field(default="", exclude=True)
     """Size and architecture, for messages."""
+    after: tuple[str, ...] = Field(default=(), exclude=True)
+    """Jobs that must be over, however they end, before it begins: numbers in SLURM, or names in Ray."""
 
     @property
     def title(self) -> str:
