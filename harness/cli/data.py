@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import JsonOption, TargetOptions, expand_options, named_cluster
+from harness.cli.options import JsonOption, TargetOptions, expand_options
 from harness.cli.terminal import Table
 from harness.common.console import console, errors, print_json, print_line
 from harness.common.format import counted
@@ -17,6 +17,7 @@ from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.corpora.build import CorpusTasks
+    from harness.dispatch.base import SubmitTarget
     from harness.submit.parts import PartStatus
     from ssmttm.corpus.describe import CorpusDescription
     from ssmttm.corpus.manifest import Grouping, Manifest, SetAside
@@ -170,6 +171,7 @@ def data_build(
     corpus alone.
     """
     from harness.cli.display import StageProgress
+    from harness.cli.tasks import TaskOptions, task_target
     from harness.common.validation import validate
     from ssmttm.corpus.build import build_corpus
     from ssmttm.corpus.near import THRESHOLD
@@ -184,44 +186,25 @@ def data_build(
     spec = validate(
         BuildSpec, {key: value for key, value in given.items() if value is not None}, "data build"
     )
-    if on is None:
-        given_options = {
-            "--parts": parts,
-            "--cluster": named_cluster(context, machines.cluster),
-            "--ray-address": machines.ray_address,
-            "--nodes": machines.nodes,
-            "--snapshot": machines.snapshot,
-        }
-        for option, value in given_options.items():
-            if value is not None:
-                raise InputError(f"{option} {value}: needs --on: local, slurm, ray or auto")
+    target = task_target(context, TaskOptions(on=on, parts=parts), machines)
+    if target is None:
         with StageProgress(console) as progress:
             manifest: Manifest | None = build_corpus(spec, out, workers, progress, device)
+    elif workers is not None:
+        raise InputError(f"--workers {workers}: is for a build in one process; with --on, --parts divides it")
     else:
-        if workers is not None:
-            raise InputError(
-                f"--workers {workers}: is for a build in one process; with --on, --parts divides it"
-            )
-        manifest = _build_by_tasks(context, spec, out, device, on, machines, parts)
+        manifest = _build_by_tasks(spec, out, device, target, parts)
     if manifest is not None:
         _print_built(out, manifest)
 
 
 def _build_by_tasks(
-    context: typer.Context,
-    spec: BuildSpec,
-    out: Path,
-    device: str,
-    on: str,
-    machines: TargetOptions,
-    parts: int | None,
+    spec: BuildSpec, out: Path, device: str, target: SubmitTarget, parts: int | None
 ) -> Manifest | None:
     """Build a corpus by tasks; None if they are in a scheduler's hands. Exits with 1 if a task failed."""
     from harness.cli.display import StageProgress
-    from harness.cli.submit import chosen_target
     from harness.corpora.build import build_by_ray_here, forget_tasks, open_tasks
 
-    target = chosen_target(context, on, machines)
     if target.on == "ray" and target.profile is None and target.ray_address is None:
         if parts is not None:
             raise InputError(f"--parts {parts}: a Ray of this machine takes all its cores; leave it out")

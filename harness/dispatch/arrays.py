@@ -58,6 +58,8 @@ class Array(Frozen):
     """True if the array is known never to have been submitted."""
     backend: str | None = None
     """Registered name of the backend it was submitted to; null for SLURM and for existing Ray clusters."""
+    after: tuple[str, ...] = ()
+    """Jobs that must be over before its tasks begin."""
 
     @property
     def backend_name(self) -> str:
@@ -104,9 +106,9 @@ def new_name() -> str:
 
 def new_array(name: str, shape: Shape, tasks: Sequence[Task], **more: Any) -> Array:
     """Return an array for this process to submit."""
-    return Array(
-        name=name, shape=shape, tasks=tuple(tasks), process=identify_process(), t=time.time(), **more
-    )
+    after = tuple(dict.fromkeys(job for task in tasks for job in task.after))
+    facts = {"process": identify_process(), "t": time.time(), "after": after}
+    return Array(name=name, shape=shape, tasks=tuple(tasks), **facts, **more)
 
 
 class ArrayStore:
@@ -117,7 +119,7 @@ class ArrayStore:
 
     def write(self, array: Array) -> None:
         """Record an array, in place of an earlier record of it."""
-        left_out = {name for name in ("backend", "container") if getattr(array, name) is None}
+        left_out = {key for key in ("backend", "container", "after") if not getattr(array, key)}
         write_atomically(self.path_of(array), array.model_dump_json(indent=1, exclude=left_out) + "\n")
 
     def path_of(self, array: Array) -> Path:

@@ -79,6 +79,8 @@ class Task(Frozen):
     """True if its work is a driver of a whole Ray of `ranks` devices, and no rank on a device of one."""
     label: str = Field(default="", exclude=True)
     """Size and architecture, for messages."""
+    after: tuple[str, ...] = Field(default=(), exclude=True)
+    """Jobs that must be over, however they end, before it begins: numbers in SLURM, or names in Ray."""
 
     @property
     def title(self) -> str:

@@ -30,7 +30,7 @@ from ssmttm.errors import InputError
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec
 
-SAME_MUSIC = "the same music as"
+SAME_MUSIC = "the same music as another"
 """Begins the reason for leaving out a repeat."""
 # Frames the codec is fitted on: enough for k-means (FAISS advises 39 to 256 an entry) and bounded for every corpus;
 # 26 MB at 64 bands.
@@ -87,7 +87,7 @@ def usable_tracks(
             reason = f"too short: {record.frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
             skipped.append(Skipped(track=record.track, reason=reason))
         elif original != record.piece:
-            skipped.append(Skipped(track=record.track, reason=f"{SAME_MUSIC} {original}"))
+            skipped.append(Skipped(track=record.track, reason=f"{SAME_MUSIC}: {original}"))
             if record.facts and not record.facts.placed:  # a caption with a place is made of the notes alone
                 captions[original] = (*captions.get(original, ()), *record.facts.captions)
         else:

@@ -234,6 +234,7 @@ class SlurmBackend(Backend):
             "qos": profile.qos_in(names),
             "constraint": profile.constraint,
             "exclude": ",".join(dict.fromkeys(avoided)) or None,
+            "dependency": f"afterany:{':'.join(array.after)}" if array.after else None,
         }
         if profile.gpus and any(task.on_gpu for task in array.tasks):
             kind = f"{profile.gpu_type}:" if profile.gpu_type else ""

@@ -91,7 +91,7 @@ def test_eight_tunes_twice_under_other_names_stand_once_in_the_corpus_with_the_c
     assert sorted(one.track for one in manifest.skipped) == [
         name for name in names if name.startswith("tune")
     ]
-    assert manifest.skipped[0].reason == "the same music as copy0.flac"
+    assert manifest.skipped[0].reason == "the same music as another: copy0.flac"
     assert manifest.grouping is not None
     assert (manifest.grouping.twins, manifest.grouping.groups, manifest.grouping.largest) == (8, 8, 1)
     data = TokenDataset(tmp_path / "out", "train")
