@@ -7,6 +7,7 @@ Nothing joins a part and no micro-batch can be made smaller for it. Its journal 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,7 +57,8 @@ class Part(Task):
         """Paths that it reads and writes: the folder of its work, and those that stand in its request."""
         named = [Path(text) for text in _texts(json.loads(self.request)) if text.startswith("/")]
         # A path that the part will make is shown with the folder that holds it.
-        there = [next(folder for folder in (path, *path.parents) if folder.exists()) for path in named]
+        # A text of the request may be no path: os.path.exists takes any.
+        there = [next(folder for folder in (path, *path.parents) if os.path.exists(folder)) for path in named]  # noqa: PTH110
         return [self.folder.parent.parent, *(path for path in there if path != Path("/"))]
 
     @property
