@@ -1,4 +1,4 @@
-"""What the ranks agree on between two steps, without any of them waiting for the step before to end.
+"""Agreement of the ranks between two steps, for which none of them waits until the step before has ended.
 
 Each rank reports a number before a step and learns the highest of all before the next one. All ranks learn the same, so
 they stop at the same step: one step after the report, whose GPU has by then exchanged it beside its other work.
@@ -46,7 +46,7 @@ class Agreement:
             return number, all_reduce(number, op=ReduceOp.MAX, async_op=True)
         all_reduce(number, op=ReduceOp.MAX)  # NCCL only queues it
         there = torch.empty(1, dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return there, event
 
