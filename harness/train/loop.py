@@ -30,7 +30,7 @@ from harness.record.series import WorkList
 from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
 from harness.train.agreement import Agreement
 from harness.train.ahead import Ahead
-from harness.train.batches import Batches, MicroBatch, StepBatch, dropout_seed
+from harness.train.batches import Batches, MicroBatch, StepBatch, dropout_seed, seed_dropout
 from harness.train.checkpoint import Saver, load, save_weights
 from harness.train.engine import Engine, Usage
 from harness.train.ranks import Ranks
@@ -247,7 +247,7 @@ class SeriesTrainer(AbstractContextManager["SeriesTrainer"]):
 
         from ssmttm.model.loss import codebook_cross_entropy
 
-        torch.manual_seed(dropout_seed(self.first.seed, self.step, self.ranks.rank))
+        seed_dropout(dropout_seed(self.first.seed, self.step, self.ranks.rank), self.ranks.device)
         smoothing = self.first.regularisation.label_smoothing
         shares: list[torch.Tensor] = []
 

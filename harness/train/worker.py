@@ -6,8 +6,9 @@
 
 Runs of one Series train together along their trunk. When the Runs it was given are over, a worker trains those that
 other studies have added to the work list of the Series. A worker with --feed answers each line with one JSON line on
-standard output. It keeps its imports and its process group until its input ends, since starting a process costs more
-than training a small model. Its log goes to standard error and to the series' log file.
+standard output: the outcome, and if the process is spent, since it still holds an engine. It keeps its imports and its
+process group until its input ends, since starting a process costs more than training a small model. Its log goes to
+standard error and to the series' log file.
 """
 
 from __future__ import annotations

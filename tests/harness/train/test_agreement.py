@@ -8,11 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.dispatch import local, worker_process
 from harness.record import checkpoints
+from harness.record.jobs import JobState
 from harness.record.journal import Event, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root
@@ -23,6 +26,7 @@ from harness.train.worker import _work_fed
 from tests.harness.faults import train_on_two_ranks, work
 from tests.harness.trainer import prepared
 from tests.studies import tiny_study, with_iterations
+from tests.waiting import wait_until
 
 SIGNALLED = 3
 """Step after which the second rank receives a signal."""
@@ -78,3 +82,30 @@ def test_one_of_several_warm_ranks_ends_if_it_cannot_read_its_order(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         _work_fed(order, StopFlag())
+
+
+def test_a_rank_that_fails_alone_ends_its_peers_within_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert worker_process.ALONE_SECONDS + worker_process.KILL_SECONDS <= 60
+    program = f"""
+import os, signal, sys, time
+if os.environ["RANK"] == "0":
+    sys.stdin.readline()
+    sys.exit({EXIT_PREEMPTED})
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits for the other on its GPU
+time.sleep(600)
+"""
+    monkeypatch.setattr(worker_process, "PLAIN", [sys.executable, "-c", program])
+    monkeypatch.setattr(local, "ALONE_SECONDS", 0.5)
+    group = local._Group(2, 1, [0, 1], tmp_path, on_gpus=False)
+    handle: Any = SimpleNamespace(task=SimpleNamespace(folder=tmp_path, stall_seconds=600.0, order="order"))
+    try:
+        group.feed(handle)
+        ended: list[Any] = []
+        wait_until(lambda: ended.append(group.poll()) or ended[-1])
+        assert ended[-1] == (handle, JobState.PREEMPTED)
+        assert group.is_gone
+    finally:
+        group.end()
+    assert [process.status for process in group._processes] == [EXIT_PREEMPTED, -signal.SIGKILL]
