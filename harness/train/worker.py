@@ -206,8 +206,7 @@ class _SeriesWork:
         self.work = WorkList(root, self.series_id, given, Control(launch.control))
         self.journal: Journal | None = None
         """Journal of the trunk, on the first rank alone."""
-        self._held = engines_held()
-        """Engines that the process held before."""
+        self._held = engines_held()  # before this Series
 
     def train(self) -> str:
         """Train the Series unless another process does; return the outcome."""
