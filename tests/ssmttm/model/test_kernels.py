@@ -143,7 +143,9 @@ def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
     assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
     kernels.chosen.cache_clear()
     monkeypatch.setenv("SSMSCALE_KERNELS", "fast")
-    with pytest.raises(InputError, match="SSMSCALE_KERNELS: 'fast': must be torch"):
+    with pytest.raises(
+        InputError, match=r"SSMSCALE_KERNELS: 'fast': must be torch, the path of a kernels\.lock"
+    ):
         kernels.chosen()
 
 
