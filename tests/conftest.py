@@ -100,9 +100,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     start_reaper()
     if config.option.markexpr == "gpu":
-        os.environ["MAMBA_DETERMINISTIC"] = (
-            "1"  # one configuration of each kernel: a search for the fastest takes minutes
-        )
+        # One configuration of each kernel: the search for the fastest takes minutes.
+        os.environ |= {"MAMBA_DETERMINISTIC": "1", "TRITON_CACHE_AUTOTUNING": "0"}
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
     if Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/dxg").exists():

@@ -16,6 +16,8 @@ from ssmttm.model.layers.mamba2 import Mamba2Mixer
 from ssmttm.model.layers.sub_layer import Context
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.ssd import ssd_scan
+from tests.gpu.kernels import compared
+from tests.gpu.sizes import FULL
 from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on, using
 from tests.ssmttm.model.test_ssd import inputs
 from tests.ssmttm.small import small_config, small_model, text_for, tokens_for
@@ -96,6 +98,13 @@ def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
     within = HALF_TOLERANCE if half else FLOAT32[device]
     assert got.dtype == expected.dtype
     assert_near({"y": got, **gradients}, {"y": expected, **expected_gradients}, within)
+
+
+@pytest.mark.gpu
+def test_a_mixer_agrees_at_the_shape_of_the_study():
+    with kernels_on("cuda") as found:
+        for agrees, text in compared(FULL, found):
+            assert agrees, text
 
 
 @pytest.mark.parametrize("half", [False, True])
