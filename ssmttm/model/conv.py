@@ -31,7 +31,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class ConvStep:
-    """The same for one position after the other.
+    """The same convolution and SiLU, one position after the other.
 
     It keeps the sums of the next outputs instead of the last inputs: an input adds its share to each of them, the first
     is complete, and all move up by one place.
@@ -41,9 +41,8 @@ class ConvStep:
         self, weight: Tensor, bias: Tensor | None, batch: int, entered: Tensor | None = None
     ) -> None:
         """Continue from inputs (batch, length, channels), or from none."""
-        self._taps = (
-            weight[:, 0].T.flip(0)[:, None].float().contiguous()
-        )  # (taps, 1, channels), the last first
+        # (taps, 1, channels), the one for the position itself first.
+        self._taps = weight[:, 0].T.flip(0)[:, None].float().contiguous()
         taps, _, channels = self._taps.shape
         # The last place holds the bias, with which every sum begins.
         self._sums = self._taps.new_zeros(taps + 1, batch, channels)

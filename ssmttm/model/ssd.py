@@ -71,7 +71,10 @@ def ssd_scan(
 
 
 class ScanStep:
-    """The recurrence, one position after the other; it changes its state in place."""
+    """The recurrence, one position after the other; it changes its state in place.
+
+    mamba-ssm's kernel does in one launch what takes PyTorch nine.
+    """
 
     def __init__(self, state: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, groups: int) -> None:
         """Continue from a state (batch, heads, d_state, head_dim). dt_bias, A, D: (heads,)."""
@@ -91,11 +94,11 @@ class ScanStep:
         d_state).
         """
         if self._kernel is not None:
-            heads = self._state.shape[1:]
+            shape = self._state.shape[1:]  # (heads, head_dim, d_state)
             y: Tensor = self._kernel(
-                *(self._state, x, dt[..., None].expand(x.shape), self._A[:, None, None].expand(heads), B, C),
-                D=self._D.expand(heads[:2]),
-                dt_bias=self._dt_bias[:, None].expand(heads[:2]),
+                *(self._state, x, dt[..., None].expand(x.shape), self._A[:, None, None].expand(shape), B, C),
+                D=self._D.expand(shape[:2]),
+                dt_bias=self._dt_bias[:, None].expand(shape[:2]),
                 dt_softplus=True,
             )
             return y

@@ -1,6 +1,6 @@
 """Decoding one position at a time, from the state that each layer keeps of earlier positions.
 
-A mixer keeps its state and the last inputs of its convolution, self-attention the keys and values of earlier positions,
+A mixer keeps its state and the begun sums of its convolution, self-attention the keys and values of earlier positions,
 cross-attention those of the text. The logits are those of `MusicLM.forward`.
 
 All of it is reserved at the start and changed in place, so that a step is a fixed computation on fixed tensors: a CUDA
