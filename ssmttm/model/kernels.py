@@ -55,6 +55,8 @@ class Kernels:
     mixer: Callable[..., Any] | None = None
     """mamba_ssm's mamba_split_conv1d_scan_combined: all between a mixer's two projections. It keeps its input and the
     scan's output for the backward pass, and computes the rest again."""
+    scan_step: Callable[..., Any] | None = None
+    """mamba_ssm's selective_state_update."""
     convolution: Callable[..., Any] | None = None
     """causal_conv1d_fn."""
 
@@ -93,7 +95,7 @@ def load(device: str, lock: Path | None = None) -> Kernels:
     module, name, reason = _convolution(lock)
     try:
         with _without_its_init("mamba_ssm"), at_import(module):
-            from mamba_ssm.ops.triton import ssd_combined
+            from mamba_ssm.ops.triton import selective_state_update, ssd_combined
     except Exception as error:  # triton looks for a driver and a compiler, and raises errors of many kinds
         return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
@@ -101,6 +103,7 @@ def load(device: str, lock: Path | None = None) -> Kernels:
         device=device,
         scan=ssd_combined.mamba_chunk_scan_combined,
         gated_norm=ssd_combined.rmsnorm_fn,
+        scan_step=selective_state_update.selective_state_update,
     )
     if module is None:
         return replace(kernels, reason=reason, misses_package=True)
