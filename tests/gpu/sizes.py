@@ -36,7 +36,7 @@ TOLERANCE = 0.3
 
 @dataclass(frozen=True)
 class Size:
-    """What the phases train and generate."""
+    """Sizes of what the phases train and generate."""
 
     blocks: int | None = None
     """Blocks of every backbone; None for those of 281 M."""
