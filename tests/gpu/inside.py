@@ -1,4 +1,4 @@
-"""Where a step's time goes, and what an engine leaves in memory."""
+"""Time of a step by kinds of kernels, and memory that an engine leaves behind."""
 
 from __future__ import annotations
 

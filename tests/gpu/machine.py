@@ -1,4 +1,4 @@
-"""What a machine has: driver, GPU, a torch that can use it, and kernels."""
+"""The GPU of a machine and what it needs: driver, a torch that can use it, and kernels."""
 
 from __future__ import annotations
 
