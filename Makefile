@@ -66,7 +66,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[train,analysis,audio,codecs,cuda,serve,slurm,ray,tune,dev]'
+	$(PIP) --editable '.[train,analysis,audio,codecs,prebuilt,serve,slurm,ray,tune,dev]'
 	$(COMPILE)
 	touch $@
 
