@@ -55,6 +55,8 @@ class Kernels:
     scan's output for the backward pass, and computes the rest again."""
     mixer_function: Any = None
     """The autograd function behind `mixer`, whose two halves a compiled block calls (mixer_op)."""
+    scan_step: Callable[..., Any] | None = None
+    """mamba_ssm's selective_state_update."""
     convolution: Callable[..., Any] | None = None
     """causal_conv1d_fn."""
     shared_memory: int = 0
@@ -107,7 +109,7 @@ def load(device: str) -> Kernels:
     """Return the installed kernels, for tensors of a device, with the reason for missing ones."""
     try:
         with _without_its_init("mamba_ssm"):
-            from mamba_ssm.ops.triton import ssd_combined
+            from mamba_ssm.ops.triton import selective_state_update, ssd_combined
     except Exception as error:  # triton looks for a driver and a compiler, and raises errors of many kinds
         return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
@@ -115,6 +117,7 @@ def load(device: str) -> Kernels:
         device=device,
         scan=_untraced(ssd_combined.mamba_chunk_scan_combined),
         gated_norm=_untraced(ssd_combined.rmsnorm_fn),
+        scan_step=selective_state_update.selective_state_update,
         shared_memory=_shared_memory() if device == "cuda" and torch.cuda.is_available() else 0,
     )
     try:
