@@ -315,6 +315,7 @@ def held_out_scores(
     import torch
 
     from harness.train.batches import Batches
+    from harness.train.precision import multiply_in
     from ssmttm.evaluation.likelihood import cross_entropy_sums, likelihood_scores, mean_losses
 
     run, device = trained.run, trained.model.null_condition.device
@@ -326,6 +327,7 @@ def held_out_scores(
             yield batch
             step(0)
 
+    multiply_in(run.precision, device.type)
     with torch.autocast(device.type, torch.bfloat16, enabled=run.precision is Precision.BF16):
         totals = cross_entropy_sums(trained.model, stepping(batches.held_out()))
     clips = min(len(batches.valid), run.eval_clips or len(batches.valid))

@@ -83,11 +83,12 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False, is_fused: bool | 
     if run.precision is Precision.BF16:
         saved += whole / 2  # autocast keeps the weights it has cast until the forward pass ends
     again = layout.accumulation > 1
+    # CUDA's fused optimiser needs no memory; others have roots of second moments, and quotients, beside the gradients.
+    roots = 0.0 if on_cuda else 2.0
     if layout.zero_stage == 0:
         weights, optimiser = whole, 2 * whole
         gradients = whole
-        # A step over all weights at once, as on CUDA, has the roots of all second moments beside the gradients.
-        step = (2.0 if on_cuda else 1.5) * whole
+        step = (1.0 if on_cuda else 1.5) * whole
         begin, end = (whole if again else 0.0) + saved, whole + bucket
     elif layout.zero_stage == 3:
         kept = _persistent(model)
@@ -96,7 +97,7 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False, is_fused: bool | 
         gathered = min(whole - kept, MOST_GATHERED) if layout.ranks > 1 else 0.0
         fetched = gathered + min(gathered, bucket)  # gathered flat, then taken apart
         begin = gradients + max(gathered + saved, fetched)
-        end, step = gradients + 2 * bucket, gradients + 3 * min(share, MOST_GATHERED)
+        end, step = gradients + 2 * bucket, gradients + (1 + roots) * min(share, MOST_GATHERED)
     else:
         weights, optimiser = whole, 3 * share
         gradients = share
@@ -104,7 +105,7 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False, is_fused: bool | 
             held, end = (2 * whole, 1.5 * whole + bucket) if again else (0.0, whole + bucket)
         else:
             held, end = share if again else 0.0, 2 * bucket + (share if again or whole > bucket else 0.0)
-        begin, step = held + saved, 4 * share
+        begin, step = held + saved, (2 + roots) * share
     peak = max(begin, end, step)
     activations = min(saved, max(0.0, peak - gradients)) if peak == begin else 0.0
     return Memory(
@@ -140,7 +141,7 @@ def activation_bytes(
     around = _around_a_layer(model, how)
     block = sum(around + saved.kept for saved in layers)
     last = max(saved.at_once for saved in layers) + 2 * model.d_model
-    blocks = model.n_blocks * model.d_model + block if checkpointed else model.n_blocks * block
+    blocks = model.n_blocks * _stream(model) + block if checkpointed else model.n_blocks * block
     logits = model.n_codebooks * model.vocabulary
     # log p and its gradient, each fp32; these are freed before the last layer's own gradients are computed.
     beginning = max(2 * logits * steps, last * length)
@@ -165,8 +166,13 @@ def _around_a_layer(model: ModelConfig, how: How) -> float:
     CUDA's fused norm there are the normed values before their weight too.
     """
     d = model.d_model
-    saved = d + 1 + how.half * d + (how.mask(d) if model.dropout > 0 else 0.0)
+    saved = _stream(model) + 1 + how.half * d + (how.mask(d) if model.dropout > 0 else 0.0)
     return saved if how.on_cuda else saved + d
+
+
+def _stream(model: ModelConfig) -> float:
+    """Return the floats a position of the residual stream."""
+    return model.d_model * (0.5 if model.residual == "bf16" else 1.0)
 
 
 def _persistent(model: ModelConfig) -> float:

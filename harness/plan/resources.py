@@ -26,7 +26,7 @@ from harness.plan.cluster import Cluster, choose_layout, divisors, ranks_a_node
 from harness.plan.memory import Memory, memory
 from harness.plan.speed import same_device
 from harness.record.root import Layout
-from harness.study.run import Run
+from harness.study.run import Precision, Run
 from harness.study.schema import ResourceChoice
 from ssmttm.errors import InputError
 
@@ -104,7 +104,8 @@ class _Request:
     def largest(self, ranks: int, stage: int, *, checkpointed: bool) -> tuple[Layout, bool, int | None]:
         """Return the layout with the largest micro-batch that fits, if any does, and the limit set by a failure."""
         layout = choose_layout(self.run.batch, ranks, self.run.batch, stage, self.threads)
-        layout = layout.model_copy(update={"activation_checkpointing": checkpointed})
+        compiled = is_compiled(self.choice.compile, stage, on_cuda=self.cluster.gpus > 0)
+        layout = layout.model_copy(update={"activation_checkpointing": checkpointed, "compiled": compiled})
         device = self.cluster.device(self.run.precision, self.threads)
         most = self.refused.most(self.run, layout, device.kind, device.name) if self.refused else None
         if asked := self.choice.micro_batch:
@@ -127,8 +128,13 @@ def choose_resources(
 ) -> Resources:
     """Choose the resources of a Series; automatic ranks depend on `hours`.
 
-    Raises InputError where the cluster has too few devices for the ranks of `choice`.
+    Raises InputError where the cluster has too few devices for the ranks of `choice`, or none of the Run's precision.
     """
+    if run.precision is Precision.TF32 and not cluster.gpus:
+        raise InputError(
+            f"training.precision: tf32: {cluster.name} has no GPU, and a CPU computes no TF32; choose a cluster with "
+            "GPUs, or --set training.precision=fp32"
+        )
     request = _Request(run, choice, cluster, refused)
     if choice.ranks is None:
         layout, why = _fewest(request, hours)
@@ -141,7 +147,17 @@ def choose_resources(
     fraction = _fraction(request, layout)
     if fraction < 1:
         why["gpu_fraction"] = f"{fraction:.3g} of a GPU's memory holds it, at the high end of the estimate"
+    if layout.compiled or choice.compile:
+        why["compile"] = "on" if layout.compiled else "off: ZeRO 3's hooks between layers cannot be compiled"
     return Resources(layout, request.memory(layout), fraction, why)
+
+
+def is_compiled(asked: bool | None, zero_stage: int, *, on_cuda: bool) -> bool:
+    """Return True if blocks are to be compiled: on GPUs, unless the study's `resources.compile` says otherwise.
+
+    Never under ZeRO 3, which gathers each layer's weights by hooks that torch.compile cannot trace.
+    """
+    return zero_stage < 3 and (on_cuda if asked is None else asked)
 
 
 def _check_ranks(ranks: int, cluster: Cluster, threads: int) -> None:

@@ -32,9 +32,11 @@ class Layout(Frozen):
     activation_checkpointing: bool = False
     kernels: str = "torch"
     """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
+    compiled: bool = False
+    """True if torch.compile has compiled the blocks."""
 
 
-EXACT = frozenset({"ranks", "micro_batch", "zero_stage", "threads", "kernels"})
+EXACT = frozenset({"ranks", "micro_batch", "zero_stage", "threads", "kernels", "compiled"})
 """Keys of a layout whose values change floating-point order."""
 
 
@@ -68,6 +70,8 @@ class Launch(Frozen):
     """Largest number of sequences in one forward pass of a rank."""
     threads: Count = 1
     activation_checkpointing: bool = False
+    compile: bool | None = None
+    """True to compile blocks; null compiles them on GPUs."""
     log_every: Count = 10
     checkpoint_every: Count = 1000
     keep_last: Count = 1

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.common.validation import validate
-from harness.study.run import RECIPE_VERSION, Frozen, Optimiser, Run, Schedule, ScheduleKind
+from harness.study.run import RECIPE_VERSION, Frozen, Optimiser, Precision, Run, Schedule, ScheduleKind
 from harness.study.schema import TUNED, CorpusChoice, SizeKeys, Study, merged
 from harness.study.tune import Tuned, tuned_rate
 from ssmttm.corpus.manifest import Manifest, load_manifest
@@ -113,6 +113,8 @@ def expand(
         for size in study.grid.sizes:
             key = f"{where}: grid.sizes.{size} ({architecture})"
             model = _model(study, corpus, architecture, size, where)
+            if model.residual == "bf16" and study.training.precision is not Precision.BF16:
+                raise InputError(f"{key}: residual: bf16: goes with training.precision: bf16 alone")
             patches = study.patches_of(architecture, size)
             changes = merged(own.optimiser, *(patch.optimiser for patch in patches))
             optimiser = study.training.optimiser.model_dump() | changes

@@ -87,6 +87,8 @@ class Precision(StrEnum):
     """Precision of the forward and backward pass; parameters and optimiser states stay fp32."""
 
     FP32 = "fp32"
+    TF32 = "tf32"
+    """Products of float32 matrices with 10 bits of mantissa, on GPUs alone."""
     BF16 = "bf16"
 
 

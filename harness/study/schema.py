@@ -79,6 +79,8 @@ class ResourceChoice(Frozen):
     activation_checkpointing: bool | None = None
     """True if the backward pass computes blocks again: less memory, a third more work, the same losses.
     Null is false, unless ranks are null too and nothing fits otherwise."""
+    compile: bool | None = None
+    """True to compile blocks by torch.compile: faster, with losses equal to rounding. Null compiles on GPUs."""
     jobs: Count | None = None
     """Series trained at once by the local dispatcher."""
     checkpoint_every: Count = 1000

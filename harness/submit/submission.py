@@ -252,7 +252,7 @@ class Submission:
             self._submitted = runs
 
     def _launch(self, planned: PlannedRun) -> Launch:
-        study = self.resolved.study
+        study, point = self.resolved.study, planned.status.point
         return Launch(
             corpus=study.corpus.path.absolute(),
             text_encoder=None if study.text.encoder == "bytes" else study.text.encoder,
@@ -262,6 +262,7 @@ class Submission:
             micro_batch=planned.layout.micro_batch,
             threads=planned.layout.threads,
             activation_checkpointing=planned.layout.activation_checkpointing,
+            compile=study.resources_of(point.architecture, point.size).compile,
             log_every=study.tracking.log_every,
             checkpoint_every=study.resources.checkpoint_every,
             keep_last=study.resources.keep_last,

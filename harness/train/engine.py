@@ -21,6 +21,8 @@ from harness.common.format import GIB
 from harness.record.checkpoints import loading_safely
 from harness.record.root import Layout
 from harness.study.run import Precision, Run
+from harness.train.compiling import compile_blocks, forget_compiled
+from harness.train.precision import check_tf32, multiply_in
 from harness.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -68,11 +70,17 @@ class Engine:
         from ssmttm.model.music_lm import MusicLM, weight_decay_groups
 
         pickle_zero_stages_by_value()
+        check_tf32(run.precision, ranks.device)
+        multiply_in(run.precision, ranks.device)
         self.run, self.layout, self.ranks = run, layout, ranks
+        self._fused = True if ranks.device.startswith("cuda") else None
+        """True if one kernel updates all weights, which needs no memory of its own; None leaves the CPU to torch."""
         torch.manual_seed(run.seed)
         model = MusicLM(run.model).to(ranks.device)
         _models.add(model)
         model.checkpoints_activations = layout.activation_checkpointing
+        if layout.compiled:
+            compile_blocks(model)
         decayed, spared = weight_decay_groups(model)
         settings = run.optimiser
         optimizer = torch.optim.AdamW(
@@ -83,6 +91,7 @@ class Engine:
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
+            fused=self._fused,
         )
         self._sizes = [parameter.numel() for parameter in model.parameters()]
         config = deepspeed_config(run, layout, sum(self._sizes))
@@ -173,6 +182,7 @@ class Engine:
             path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise RuntimeError(f"{folder / tag}: DeepSpeed found nothing to load")
+        self._settle_optimiser()
         self._worst.zero_()
 
     def load_universal(self, folder: Path, tag: str) -> None:
@@ -194,6 +204,17 @@ class Engine:
         for state in optimizer.optimizer.state.values():
             if "step" in state:
                 state["step"] = state["step"].clone()
+        self._settle_optimiser()
+
+    def _settle_optimiser(self) -> None:
+        """Step in this device's way again: a checkpoint of another one brings its own way and place of counters."""
+        optimizer = self.deepspeed.optimizer
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # ZeRO wraps torch's
+        for group in optimizer.param_groups:
+            group["fused"] = self._fused
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].to(self.ranks.device if self._fused else "cpu")
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """Return the model's weights on the CPU, on the first rank alone; collective under ZeRO 3."""
@@ -239,6 +260,7 @@ def free_memory() -> None:
 
     from ssmttm.compat import return_freed_memory
 
+    forget_compiled()
     gc.collect()  # an engine refers to itself
     return_freed_memory()
     torch.cuda.empty_cache()  # does nothing without a GPU

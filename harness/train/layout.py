@@ -16,6 +16,7 @@ from harness.record.checkpoints import Marker
 from harness.record.journal import read_progress
 from harness.record.root import Launch, Layout, Root, layout_differences
 from harness.study.run import Run
+from harness.train.compiling import compiled_layout
 from harness.train.ranks import Ranks, device_name
 
 
@@ -43,10 +44,14 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
         update={"kernels": chosen().name, "activation_checkpointing": launch.activation_checkpointing}
     )
     layout = ranks.broadcast(_within_memory(runs[0], layout, launch, ranks.device), Layout)
+    layout, uncompiled = compiled_layout(runs[0], layout, launch, ranks, root)
     now = {"layout": layout.model_dump(), "device": ranks.device}
     return layout, [
-        f"{text} in the attempt before: losses agree to rounding, not to the bit"
-        for text in layout_differences(started or {}, now)
+        *([] if uncompiled is None else [uncompiled]),
+        *(
+            f"{text} in the attempt before: losses agree to rounding, not to the bit"
+            for text in layout_differences(started or {}, now)
+        ),
     ]
 
 

@@ -39,7 +39,7 @@ from harness.common.process import (
 )
 from harness.common.streams import flush_or_drop
 from harness.record.control import Control
-from harness.record.heartbeat import Heartbeat
+from harness.record.heartbeat import Heartbeat, written_bytes
 from harness.record.journal import Event, Fenced, Journal, Progress, read_progress
 from harness.record.kinds import Kind
 from harness.record.nodes import NodeFailure, need_on_node, node_failure_in
@@ -52,12 +52,7 @@ from harness.train.engine import engines_held, free_memory
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.part import work_on
-from harness.train.ranks import (
-    Ranks,
-    device_name,
-    initialise_ranks,
-    leave_time_outs_to_supervisor,
-)
+from harness.train.ranks import Ranks, device_name, initialise_ranks, leave_time_outs_to_supervisor
 from harness.train.shortage import note_shortage
 from harness.train.stopping import (
     EXIT_NO_SPACE,
@@ -282,7 +277,8 @@ class _SeriesWork:
         code, submitted = self.process["code"], self.launch.code
         try:
             while True:
-                layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
+                with self.heartbeat.counting(written_bytes):  # as compiling does
+                    layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
                 facts = {**self.process, "layout": layout.model_dump(), "device": device}
                 if self.journal is not None:
                     self.journal.append(start, **facts)

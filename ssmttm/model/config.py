@@ -4,7 +4,7 @@ Defaults are those of "Training-Efficient Text-to-Music Generation with State-Sp
 never change, since run ids leave defaults out. Free of torch, because plans of a thousand models must not import it.
 """
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,8 @@ class ModelConfig(LayerConfig):
     codebook_size: int = Field(strict=True, default=1024, ge=2, lt=LIMIT)
     """Codes of a codebook; the vocabulary has one more entry, `special`, for both start and padding."""
     text: TextConfig
+    residual: Literal["fp32", "bf16"] = "fp32"
+    """Numbers of the residual stream under autocast: bf16 halves its traffic, and rounds every sub-layer's sum."""
 
     @property
     def vocabulary(self) -> int:

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -35,6 +34,9 @@ VARIABLE = "SSMSCALE_KERNELS"
 
 CHUNK = 256
 """Chunk of the scan in mamba-ssm's kernels, its own default."""
+LARGE_STATE, LARGE_STATE_SHARED = 512, 160 * 1024
+"""Width of a state from which chunks are twice as long, half as many states then being written and read, and the bytes
+of shared memory that the kernels need for it: GPUs of data centres have them from Ampere on (163 KiB), others 99."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,19 @@ class Kernels:
     mixer: Callable[..., Any] | None = None
     """mamba_ssm's mamba_split_conv1d_scan_combined: all between a mixer's two projections. It keeps its input and the
     scan's output for the backward pass, and computes the rest again."""
+    mixer_function: Any = None
+    """The autograd function behind `mixer`, whose two halves a compiled block calls (mixer_op)."""
     scan_step: Callable[..., Any] | None = None
     """mamba_ssm's selective_state_update."""
     convolution: Callable[..., Any] | None = None
     """causal_conv1d_fn."""
+    shared_memory: int = 0
+    """Bytes of shared memory that a kernel may have on the device; 0 if that is not known."""
+
+    def chunk(self, d_state: int) -> int:
+        """Return the chunk of the scan."""
+        is_large = d_state >= LARGE_STATE and self.shared_memory >= LARGE_STATE_SHARED
+        return 2 * CHUNK if is_large else CHUNK
 
 
 TORCH = Kernels()
@@ -75,9 +86,19 @@ def convolves(weight: Tensor) -> bool:
     return weight.shape[0] % 8 == 0 and 2 <= weight.shape[2] <= 4
 
 
-@cache
+_choice: Kernels | None = None
+"""The choice of this process once it is made; a variable, since torch.compile would trace what a cache wraps."""
+
+
 def chosen() -> Kernels:
     """Return the kernels of this process; raises InputError if the environment variable is wrong."""
+    global _choice  # noqa: PLW0603
+    if _choice is None:
+        _choice = _choose()
+    return _choice
+
+
+def _choose() -> Kernels:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "torch":
         return Kernels(reason=f"{VARIABLE} is torch")
@@ -101,9 +122,10 @@ def load(device: str, lock: Path | None = None) -> Kernels:
     kernels = Kernels(
         name=f"mamba-ssm {version('mamba-ssm')}",
         device=device,
-        scan=ssd_combined.mamba_chunk_scan_combined,
-        gated_norm=ssd_combined.rmsnorm_fn,
+        scan=_untraced(ssd_combined.mamba_chunk_scan_combined),
+        gated_norm=_untraced(ssd_combined.rmsnorm_fn),
         scan_step=selective_state_update.selective_state_update,
+        shared_memory=_shared_memory() if device == "cuda" and torch.cuda.is_available() else 0,
     )
     if module is None:
         return replace(kernels, reason=reason, misses_package=True)
@@ -111,7 +133,8 @@ def load(device: str, lock: Path | None = None) -> Kernels:
         kernels,
         name=f"{kernels.name}, {name}",
         mixer=ssd_combined.mamba_split_conv1d_scan_combined,
-        convolution=module.causal_conv1d_fn,
+        mixer_function=ssd_combined.MambaSplitConv1dScanCombinedFn,
+        convolution=_untraced(module.causal_conv1d_fn),
     )
 
 
@@ -129,6 +152,16 @@ def _convolution(lock: Path | None) -> tuple[ModuleType | None, str, str | None]
         return *load_prebuilt(lock), None
     except Exception as error:
         return None, "", f"{reason}; {VARIABLE}: {lock}: {_in_short(error)}"
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that torch.compile calls between two graphs, since it cannot trace it."""
+    return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _shared_memory() -> int:
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(getattr(properties, "shared_memory_per_block_optin", 0))  # AMD's have no such figure
 
 
 def _without_its_init(package: str) -> AbstractContextManager[None]:

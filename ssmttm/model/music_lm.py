@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ssmttm.model.aligned import AlignedLinear
 from ssmttm.model.blocks import Block, Residual
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.layers.sub_layer import Context
@@ -35,7 +36,7 @@ class MusicLM(nn.Module):
         # One table and one matrix for all codebooks: codebook k's entries start at k * vocabulary.
         self.embedding = nn.Embedding(entries, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
-        self.head = nn.Linear(d, entries, bias=False)
+        self.head = AlignedLinear(d, entries)
         self.checkpoints_activations = False
         """True to keep only the inputs of blocks, and compute them again, dropout included, in the backward pass."""
         self._initialise()
@@ -57,6 +58,8 @@ class MusicLM(nn.Module):
             x = x + sinusoids(torch.arange(steps, device=x.device), x)
             memory = memory + sinusoids(positions_from_first(memory_mask), memory)
             context = Context(memory=memory, memory_mask=memory_mask[:, None, None])
+        if self.config.residual == "bf16" and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.bfloat16)
         for block in self.blocks:
             if self.checkpoints_activations:
                 x = checkpoint(block, x, context, use_reentrant=False)

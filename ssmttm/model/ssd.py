@@ -40,10 +40,10 @@ def ssd_scan(
     the final state; None for zeros. PyTorch computes the scan in float32 for all types of inputs; a kernel multiplies
     in the type of x, TF32 for float32, and adds in float32. chunk_size changes speed and floating-point order only.
     """
-    kernel = kernels.kernels_for(x).scan
-    if kernel is not None:
+    chosen = kernels.kernels_for(x)
+    if (kernel := chosen.scan) is not None:
         y, state = kernel(
-            *(x, dt.float(), A.float(), B, C, chunk_size or kernels.CHUNK),
+            *(x, dt.float(), A.float(), B, C, chunk_size or chosen.chunk(B.shape[-1])),
             D=D.float(),
             initial_states=None if initial_state is None else initial_state.float().mT.contiguous(),
             return_final_states=True,
@@ -132,18 +132,17 @@ class _ChunkedScan(torch.autograd.Function):
         decays = (by_head[..., None] - by_head[:, :, None]).add_(later).exp_()  # (z, h, q, q)
         scores = torch.bmm(Cg, Bg.mT)  # (zg, q, q)
         weights = (decays.view(z, g, -1, q, q) * scores.view(z, g, 1, q, q)).view(z * h, q, q)
-        xdt = x.new_empty(z, h, q, p)
-        torch.mul(x.transpose(1, 2), dt.transpose(1, 2)[..., None], out=xdt)
+        xdt = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        xdt.mul_(dt.transpose(1, 2)[..., None])
         within = torch.bmm(weights, xdt.view(z * h, q, p))
 
         # Between chunks: the term each adds to the state by its end, and the recurrence on whole states.
         x_end = _by_group(x * (to_end * dt)[..., None], g)  # (zg, q, rp)
         added = torch.bmm(Bg.mT, x_end).view(batch, -1, g, n, h // g, p)
         through = from_start[:, -1].reshape(batch, -1, g, 1, h // g, 1)
-        entering = torch.empty_like(added)
-        entering[:, 0] = state.view(batch, g, -1, n, p).transpose(2, 3)
+        entering = torch.cat([state.view(batch, 1, g, -1, n, p).transpose(3, 4), added[:, :-1]], 1)
         for c in range(1, added.shape[1]):
-            torch.addcmul(added[:, c - 1], entering[:, c - 1], through[:, c - 1], out=entering[:, c])
+            entering[:, c].addcmul_(entering[:, c - 1], through[:, c - 1])
         final = torch.addcmul(added[:, -1], entering[:, -1], through[:, -1])
         entering = entering.view(z * g, n, -1)
 
@@ -172,10 +171,9 @@ class _ChunkedScan(torch.autograd.Function):
             dy_start = _by_group(dy * from_start[..., None], g)  # (zg, q, rp)
             d_entering = torch.bmm(Cg.mT, dy_start).view(batch, -1, g, n, h // g, p)
             through = from_start[:, -1].reshape(batch, -1, g, 1, h // g, 1)
-            d_leaving = torch.empty_like(d_entering)
-            d_leaving[:, -1] = d_final.view(batch, g, -1, n, p).transpose(2, 3)
+            d_leaving = torch.cat([d_entering[:, 1:], d_final.view(batch, 1, g, -1, n, p).transpose(3, 4)], 1)
             for c in range(d_entering.shape[1] - 1, 0, -1):
-                torch.addcmul(d_entering[:, c], d_leaving[:, c], through[:, c], out=d_leaving[:, c - 1])
+                d_leaving[:, c - 1].addcmul_(d_leaving[:, c], through[:, c])
             d_state = torch.addcmul(d_entering[:, 0], d_leaving[:, 0], through[:, 0])
             d_state = d_state.transpose(2, 3).reshape(batch, h, n, p)
             d_leaving = d_leaving.view(z * g, n, -1)

@@ -3,8 +3,8 @@
 Each variant (PyTorch's kernels, activation checkpointing, torch.compile) is a model of its own with the same weights,
 compared with the model as it is. The ceiling is the speed of a large matrix product, in the precision of the step.
 
-A study cannot choose torch.compile: on a CPU it takes two minutes to start, gains nothing (0.94 times as fast) and
-changes gradients. Its row shows whether it pays on a GPU.
+Studies are compiled on GPUs alone: on a CPU torch.compile takes two minutes to start, gains nothing (0.94 times as
+fast) and changes gradients. Its row shows what it gains on a GPU.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmttm.model import kernels
+from ssmttm.model.aligned import AlignedLinear
 from ssmttm.model.conv import ConvStep, causal_conv_silu
 from ssmttm.model.layers.layer import LayerConfig
 from ssmttm.model.layers.sub_layer import Context, Now, Step, SubLayer
+from ssmttm.model.mixer_op import mixer
 from ssmttm.model.packed import PackedLinear
 from ssmttm.model.ssd import ScanStep, ssd_scan
 
@@ -27,7 +29,7 @@ class Mamba2Mixer(SubLayer):
         self.d_inner, self.heads, self.groups = config.d_inner, config.n_ssm_heads, config.n_groups
         self.d_state = config.d_state
         mixed = self.d_inner + 2 * self.groups * self.d_state
-        self.in_proj = nn.Linear(config.d_model, self.d_inner + mixed + self.heads, bias=False)
+        self.in_proj = AlignedLinear(config.d_model, self.d_inner + mixed + self.heads)
         self.conv1d = nn.Conv1d(mixed, mixed, config.d_conv, groups=mixed)
         # Step sizes start log-uniform between a thousandth and a tenth, stored as their inverse softplus.
         dt = torch.exp(torch.empty(self.heads).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)
@@ -80,18 +82,22 @@ class Mamba2Mixer(SubLayer):
         self.out_proj.weight.data /= math.sqrt(n_residual)
 
     def _fused(self, kernel: Callable[..., Any], x: Tensor, mask: Tensor | None) -> Tensor:
-        projected = self.in_proj(
-            x if mask is None else x * mask[..., None]
-        )  # gate, convolution's input, step sizes
+        x = x if mask is None else x * mask[..., None]
+        projected = self.in_proj(x)  # gate, convolution's input, step sizes
         if mask is not None:
             projected[..., -self.heads :].masked_fill_(~mask[..., None], NEVER)
+        weights = (self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, -self.A_log.exp(), self.D)
+        head_dim, chunk = self.d_inner // self.heads, kernels.chosen().chunk(self.d_state)
+        if torch.compiler.is_compiling():
+            settings = chunk, self.norm.eps, head_dim, self.groups
+            return self.out_proj(mixer(projected, *weights, self.norm.weight, *settings)[0])  # type: ignore[no-any-return]
         mixed = kernel(
-            *(projected, self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, -self.A_log.exp(), self.D),
-            kernels.CHUNK,
+            *(projected, *weights),
+            chunk,
             activation="silu",
             rmsnorm_weight=self.norm.weight,
             rmsnorm_eps=self.norm.eps,
-            headdim=self.d_inner // self.heads,
+            headdim=head_dim,
             ngroups=self.groups,
             norm_before_gate=False,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -34,11 +35,8 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(tmp_path: Path) 
 
 
 def kernels_line() -> Finding:
-    kernels.chosen.cache_clear()
-    try:
+    with mock.patch.object(kernels, "_choice", None):
         return _kernels()
-    finally:
-        kernels.chosen.cache_clear()
 
 
 def test_on_a_gpu_without_kernels_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

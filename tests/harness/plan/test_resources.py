@@ -10,7 +10,7 @@ from harness.common.format import Estimate
 from harness.plan.cluster import Cluster
 from harness.plan.resources import Refused, choose_resources, remember, what_would_fit
 from harness.record.root import Layout
-from harness.study.run import Run
+from harness.study.run import Precision, Run
 from harness.study.schema import ResourceChoice
 from ssmttm.errors import InputError
 from tests.harness.plan.runs import made_run
@@ -31,6 +31,32 @@ def test_a_small_model_takes_one_gpu_and_a_part_of_it() -> None:
     assert chosen.gpu_fraction < 1
     assert chosen.memory.gib.high <= chosen.gpu_fraction * 79.6
     assert "fewest" in chosen.why["ranks"]
+
+
+def test_blocks_are_compiled_on_gpus_unless_the_study_says_otherwise_and_never_under_zero_3() -> None:
+    run, cpu = run_of(256, 4, batch=8), Cluster("local", 1, 0, 8, 64.0)
+    off, stage_3 = ResourceChoice(compile=False), ResourceChoice(compile=True, zero_stage=3)
+    chosen = [choose_resources(run, choice, H100) for choice in (AUTOMATIC, off, stage_3)]
+    assert [one.layout.compiled for one in chosen] == [True, False, False]
+    assert "ZeRO 3" in chosen[2].why["compile"]
+    assert not choose_resources(run, ResourceChoice(), cpu).layout.compiled
+    assert choose_resources(run, ResourceChoice(compile=True), cpu).layout.compiled
+
+
+def test_a_tf32_run_is_planned_on_gpus_alone_and_takes_the_memory_of_float32() -> None:
+    run = run_of(256, 4, batch=8)
+    tf32, fp32 = (run.model_copy(update={"precision": Precision(name)}) for name in ("tf32", "fp32"))
+    assert choose_resources(tf32, AUTOMATIC, H100).memory == choose_resources(fp32, AUTOMATIC, H100).memory
+    with pytest.raises(InputError, match=r"training\.precision: tf32: local has no GPU"):
+        choose_resources(tf32, AUTOMATIC, Cluster("local", 1, 0, 8, 64.0))
+
+
+def test_a_bf16_residual_stream_takes_less_memory() -> None:
+    run, checkpointed = run_of(1024, 24), ResourceChoice(micro_batch=8, activation_checkpointing=True)
+    rounded = run.model_copy(update={"model": run.model.model_copy(update={"residual": "bf16"})})
+    for choice in (ResourceChoice(micro_batch=8), checkpointed):
+        less, more = (choose_resources(one, choice, H100).memory.activations for one in (rounded, run))
+        assert 0.5 < less / more < 0.99
 
 
 def test_a_model_too_large_for_one_gpu_takes_the_fewest_that_hold_it() -> None:

@@ -92,6 +92,7 @@ def test_two_ranks_under_zero_give_the_losses_of_one(trained: Trained, stage: in
         "zero_stage": stage,
         "threads": 1,
         "kernels": "torch",
+        "compiled": False,
         "activation_checkpointing": False,
     }
     assert training_losses(root, trained.fields) == pytest.approx(trained.one_rank, abs=1e-4)

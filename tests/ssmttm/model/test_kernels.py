@@ -146,11 +146,9 @@ def test_steps_agree_with_the_parallel_pass(all_kernels, changes):
 
 
 @pytest.fixture
-def unchosen():
-    """Forget the choice of the process before and after the test."""
-    kernels.chosen.cache_clear()
-    yield
-    kernels.chosen.cache_clear()
+def unchosen(monkeypatch):
+    """Forget the choice of the process during the test."""
+    monkeypatch.setattr(kernels, "_choice", None)
 
 
 def test_without_a_gpu_pytorch_computes_mixers_with_a_reason(monkeypatch, unchosen):
@@ -162,7 +160,7 @@ def test_without_a_gpu_pytorch_computes_mixers_with_a_reason(monkeypatch, unchos
 def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
     monkeypatch.setenv("SSMSCALE_KERNELS", "torch")
     assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
-    kernels.chosen.cache_clear()
+    monkeypatch.setattr(kernels, "_choice", None)
     monkeypatch.setenv("SSMSCALE_KERNELS", "fast")
     with pytest.raises(
         InputError, match=r"SSMSCALE_KERNELS: 'fast': must be torch, the path of a kernels\.lock"
