@@ -3,8 +3,9 @@
 A process chooses once, so that a run never changes its arithmetic; the layout in a journal and `ssmscale doctor` name
 the choice. Parameters are the same.
 
-Kernels add in the order in which their threads finish, so that on CUDA a repeated run agrees to rounding. With
-MAMBA_DETERMINISTIC=1, CAUSAL_CONV1D_DETERMINISTIC=1 and TRITON_CACHE_AUTOTUNING=1 they keep to one order, slower.
+By default these kernels add some gradients in the order in which their threads finish. Here they are deterministic
+unless the environment says otherwise (DETERMINISTIC): a repeated run adds in the same order, as long as the kernels
+have the same configurations.
 
 Of mamba-ssm only the Triton kernels are imported: the package itself imports a compiled extension for Mamba-1, which
 Mamba-2 does not need and which takes most of the time to build.
@@ -31,6 +32,10 @@ VARIABLE = "SSMSCALE_KERNELS"
 
 CHUNK = 256
 """Chunk of the scan in mamba-ssm's kernels, its own default."""
+
+DETERMINISTIC = ("MAMBA_DETERMINISTIC", "CAUSAL_CONV1D_DETERMINISTIC")
+"""Environment variables: with 1 each block of threads writes its part of a sum, and the parts are added in order; with
+0 the blocks add to the sum as they finish."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,17 @@ def chosen() -> Kernels:
 
 def load(device: str) -> Kernels:
     """Return the installed kernels, for tensors of a device, with the reason for missing ones."""
+    # Without the last, a deterministic mamba-ssm keeps one configuration of each kernel: the smallest.
+    for variable in (*DETERMINISTIC, "TRITON_CACHE_AUTOTUNING"):
+        os.environ.setdefault(variable, "1")
+    mode = " deterministic" if all(os.environ[variable] == "1" for variable in DETERMINISTIC) else ""
     try:
         with _without_its_init("mamba_ssm"):
             from mamba_ssm.ops.triton import ssd_combined
     except Exception as error:  # triton looks for a driver and a compiler, and raises errors of many kinds
         return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
-        name=f"mamba-ssm {version('mamba-ssm')}",
+        name=f"mamba-ssm {version('mamba-ssm')}{mode}",
         device=device,
         scan=ssd_combined.mamba_chunk_scan_combined,
         gated_norm=ssd_combined.rmsnorm_fn,
