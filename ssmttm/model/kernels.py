@@ -56,6 +56,8 @@ class Kernels:
     mixer: Callable[..., Any] | None = None
     """mamba_ssm's mamba_split_conv1d_scan_combined: all between a mixer's two projections. It keeps its input and the
     scan's output for the backward pass, and computes the rest again."""
+    scan_step: Callable[..., Any] | None = None
+    """mamba_ssm's selective_state_update."""
     convolution: Callable[..., Any] | None = None
     """causal_conv1d_fn."""
 
@@ -95,7 +97,7 @@ def load(device: str) -> Kernels:
     mode = " deterministic" if all(os.environ[variable] == "1" for variable in DETERMINISTIC) else ""
     try:
         with _without_its_init("mamba_ssm"):
-            from mamba_ssm.ops.triton import ssd_combined
+            from mamba_ssm.ops.triton import selective_state_update, ssd_combined
     except Exception as error:  # triton looks for a driver and a compiler, and raises errors of many kinds
         return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
@@ -103,6 +105,7 @@ def load(device: str) -> Kernels:
         device=device,
         scan=ssd_combined.mamba_chunk_scan_combined,
         gated_norm=ssd_combined.rmsnorm_fn,
+        scan_step=selective_state_update.selective_state_update,
     )
     try:
         from causal_conv1d import causal_conv1d_fn

@@ -19,7 +19,7 @@ from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.ssd import ssd_scan
 from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on, using
 from tests.ssmttm.model.test_ssd import inputs
-from tests.ssmttm.small import small_config, small_model, text_for, tokens_for
+from tests.ssmttm.small import logits_by_steps, small_config, small_model, text_for, tokens_for
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.verify), pytest.param("cuda", marks=pytest.mark.gpu)]
 # A GPU multiplies float32 as TF32.
@@ -123,6 +123,18 @@ def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, hal
     (got, gradients), (expected, expected_gradients) = run(all_kernels), run(TORCH)
     assert_near({"losses": got}, {"losses": expected}, within)
     assert_near(gradients, expected_gradients, 10 * within)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_groups": 2, "d_state": 8, "ssm_head_dim": 8}])
+def test_steps_agree_with_the_parallel_pass(all_kernels, changes):
+    device = all_kernels.device
+    config = small_config("prefix_simba", **changes)
+    model, tokens = small_model(config).to(device), tokens_for(config, 2, 9).to(device)
+    text = text_for(config, ["calm piano", "x"]).to(device)
+    with using(TORCH), torch.inference_mode():
+        expected = model(tokens, text)
+    with using(all_kernels):
+        assert_near({"logits": logits_by_steps(model, tokens, text)}, {"logits": expected}, FLOAT32[device])
 
 
 @pytest.fixture
