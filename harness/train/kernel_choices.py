@@ -53,7 +53,7 @@ class Choice(Frozen):
 
 
 class KernelChoices:
-    """Where this process has its kernels' configurations from, and how long that took."""
+    """Origins of the configurations of this process's kernels, and the time spent on them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -99,6 +99,22 @@ def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
     assert_near({"y": got, **gradients}, {"y": expected, **expected_gradients}, within)
 
 
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_mixers_gradients_are_the_same_to_the_bit_when_computed_again(all_kernels, parts):
+    device = all_kernels.device
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(small_config("prefix_mamba")).to(device)
+    x = torch.randn(2, 37, mixer.in_proj.in_features, device=device, requires_grad=True)
+
+    def gradients():
+        with using(replace(all_kernels, **PARTS[parts])), torch.autocast(device, HALF[device]):
+            y = mixer(x, Context())
+        return torch.autograd.grad(y.square().sum(), (x, *mixer.parameters()))
+
+    for first, again in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(first, again)
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.is_recurrent])
 def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, half):
