@@ -16,6 +16,7 @@ from harness.common.validation import first_line
 from harness.record.journal import Event, read_progress
 from harness.record.root import Launch, Root, read_launch, read_run
 from harness.study.run import Run
+from harness.train.kernel_choices import keep_choices
 from ssmttm.codec.base import Codec
 from ssmttm.codec.load import load_codec
 from ssmttm.corpus.manifest import Manifest, load_manifest
@@ -72,6 +73,7 @@ def load_trained(root: Root, name: str, device: str = "cpu") -> Trained:
     if manifest.fingerprint != run.corpus:
         raise InputError(f"{launch.corpus}: not the corpus of run {run.run_id}: its fingerprint differs")
     model = _load_model(run, folder / "checkpoints" / "model.safetensors", device)
+    keep_choices(place, device)
     return Trained(run, place, launch, model, manifest)
 
 

@@ -19,9 +19,10 @@ import psutil
 
 from harness.common.format import GIB
 from harness.record.checkpoints import loading_safely
-from harness.record.root import Layout
+from harness.record.root import Layout, Root
 from harness.study.run import Precision, Run
 from harness.train.compiling import compile_blocks, forget_compiled
+from harness.train.kernel_choices import keep_choices
 from harness.train.precision import check_tf32, multiply_in
 from harness.train.ranks import Ranks
 
@@ -267,14 +268,15 @@ def free_memory() -> None:
 
 
 class Usage:
-    """Samples the resources that this process and its device use for one Series."""
+    """Samples the resources that this process and its device use for one Series, and what its kernels cost to start."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, root: Root) -> None:
         if device.startswith("cuda"):  # a warm process has had others
             import torch
 
             torch.cuda.reset_peak_memory_stats(device)
         self._device = device
+        self._kernels = keep_choices(root, device)
         self._process = psutil.Process()
         self._process.cpu_percent()  # counts from here
         self._sampled: float | None = None
@@ -298,4 +300,4 @@ class Usage:
             figures["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated(self._device) / GIB, 4)
             with contextlib.suppress(Exception):  # the driver's library may be missing or refuse
                 figures["gpu_percent"] = float(torch.cuda.utilization(self._device))
-        return figures
+        return figures | (self._kernels.report() if self._kernels else {})

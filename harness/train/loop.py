@@ -87,7 +87,7 @@ class SeriesTrainer(AbstractContextManager["SeriesTrainer"]):
         # Another process may be embedding the same captions.
         with heartbeat.counting(lambda: (written_bytes(), size_of(root.text))):
             self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
-        self._usage = Usage(ranks.device)
+        self._usage = Usage(ranks.device, root)
         self.engine = Engine(self.first, self.layout, ranks)
         self._ahead = Ahead(self.batches.training_step, ranks.device)
         self._agreement = Agreement(ranks)

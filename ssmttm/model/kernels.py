@@ -4,8 +4,9 @@ A process chooses once, so that a run never changes its arithmetic; the layout i
 the choice. Parameters are the same. causal-conv1d is the installed package; where that cannot be imported, the
 prebuilt one of a lock file, if SSMSCALE_KERNELS names one; else PyTorch convolves.
 
-Kernels add in the order in which their threads finish, so that on CUDA a repeated run agrees to rounding. With
-MAMBA_DETERMINISTIC=1, CAUSAL_CONV1D_DETERMINISTIC=1 and TRITON_CACHE_AUTOTUNING=1 they keep to one order, slower.
+By default these kernels add some gradients in the order in which their threads finish. Here they are deterministic
+unless the environment says otherwise (DETERMINISTIC): a repeated run adds in the same order, as long as the kernels
+have the same configurations.
 
 Of mamba-ssm only the Triton kernels are imported: the package itself imports a compiled extension for Mamba-1, which
 Mamba-2 does not need and which takes most of the time to build.
@@ -32,11 +33,9 @@ from ssmttm.model.prebuilt import at_import, load_prebuilt
 VARIABLE = "SSMSCALE_KERNELS"
 """Environment variable: `torch` keeps a process to PyTorch, the path of a kernels.lock allows a prebuilt kernel."""
 
-CHUNK = 256
-"""Chunk of the scan in mamba-ssm's kernels, its own default."""
-LARGE_STATE, LARGE_STATE_SHARED = 512, 160 * 1024
-"""Width of a state from which chunks are twice as long, half as many states then being written and read, and the bytes
-of shared memory that the kernels need for it: GPUs of data centres have them from Ampere on (163 KiB), others 99."""
+DETERMINISTIC = ("MAMBA_DETERMINISTIC", "CAUSAL_CONV1D_DETERMINISTIC")
+"""Environment variables: with 1 each block of threads writes its part of a sum, and the parts are added in order; with
+0 the blocks add to the sum as they finish."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,6 @@ class Kernels:
     """mamba_ssm's selective_state_update."""
     convolution: Callable[..., Any] | None = None
     """causal_conv1d_fn."""
-    shared_memory: int = 0
-    """Bytes of shared memory that a kernel may have on the device; 0 if that is not known."""
-
-    def chunk(self, d_state: int) -> int:
-        """Return the chunk of the scan."""
-        is_large = d_state >= LARGE_STATE and self.shared_memory >= LARGE_STATE_SHARED
-        return 2 * CHUNK if is_large else CHUNK
 
 
 TORCH = Kernels()
@@ -111,8 +103,20 @@ def _choose() -> Kernels:
     return load("cuda", Path(wanted) if wanted else None)
 
 
+def scan_chunk(d_state: int) -> int:
+    """Return the chunk of the scan in mamba-ssm's kernels: their own default, or twice that for a wide state.
+
+    Half as many states are then written and read. Both fit the shared memory of GPUs from Ampere on.
+    """
+    return 512 if d_state >= 512 else 256
+
+
 def load(device: str, lock: Path | None = None) -> Kernels:
     """Return the kernels for tensors of a device, with the reason for missing ones; `lock` allows a prebuilt one."""
+    # Without the last, a deterministic mamba-ssm keeps one configuration of each kernel: the smallest.
+    for variable in (*DETERMINISTIC, "TRITON_CACHE_AUTOTUNING"):
+        os.environ.setdefault(variable, "1")
+    mode = " deterministic" if all(os.environ[variable] == "1" for variable in DETERMINISTIC) else ""
     module, name, reason = _convolution(lock)
     try:
         with _without_its_init("mamba_ssm"), at_import(module):
@@ -120,12 +124,11 @@ def load(device: str, lock: Path | None = None) -> Kernels:
     except Exception as error:  # triton looks for a driver and a compiler, and raises errors of many kinds
         return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
-        name=f"mamba-ssm {version('mamba-ssm')}",
+        name=f"mamba-ssm {version('mamba-ssm')}{mode}",
         device=device,
         scan=_untraced(ssd_combined.mamba_chunk_scan_combined),
         gated_norm=_untraced(ssd_combined.rmsnorm_fn),
         scan_step=selective_state_update.selective_state_update,
-        shared_memory=_shared_memory() if device == "cuda" and torch.cuda.is_available() else 0,
     )
     if module is None:
         return replace(kernels, reason=reason, misses_package=True)
@@ -157,11 +160,6 @@ def _convolution(lock: Path | None) -> tuple[ModuleType | None, str, str | None]
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that torch.compile calls between two graphs, since it cannot trace it."""
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _shared_memory() -> int:
-    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return int(getattr(properties, "shared_memory_per_block_optin", 0))  # AMD's have no such figure
 
 
 def _without_its_init(package: str) -> AbstractContextManager[None]:

@@ -43,7 +43,7 @@ def ssd_scan(
     chosen = kernels.kernels_for(x)
     if (kernel := chosen.scan) is not None:
         y, state = kernel(
-            *(x, dt.float(), A.float(), B, C, chunk_size or chosen.chunk(B.shape[-1])),
+            *(x, dt.float(), A.float(), B, C, chunk_size or kernels.scan_chunk(B.shape[-1])),
             D=D.float(),
             initial_states=None if initial_state is None else initial_state.float().mT.contiguous(),
             return_final_states=True,

@@ -74,7 +74,7 @@ def chunks(size: Size) -> None:
     """Time Prefix SiMBA with other chunks of the scan."""
     for chunk in (256, 512):
         with (
-            mock.patch.object(ssmttm.model.kernels, "CHUNK", chunk),
+            mock.patch.object(ssmttm.model.kernels, "scan_chunk", return_value=chunk),
             engine_of(size, "prefix_simba") as engine,
         ):
             note(f"chunk {chunk}: {median_step(size, engine) * 1e3:.0f} ms a step of {size.micro_batch}")

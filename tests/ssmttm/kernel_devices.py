@@ -1,16 +1,17 @@
-"""The kernels of mamba-ssm and causal-conv1d where tests can run them: on a GPU, and interpreted on the CPU.
+"""The kernels of mamba-ssm and causal-conv1d where tests can run them: on a GPU, and without one in two ways.
 
-Triton's interpreter runs the functions that would be compiled, on tensors of the CPU, and so tests the calls without a
-GPU. `make verify` installs its packages into a folder of their own.
+Triton's interpreter runs the functions that would be compiled, on tensors of the CPU, and so tests the calls. Its
+compiler compiles them for GPUs that are not there, and so tests that they fit. `make verify` installs the packages into
+a folder of their own.
 """
 
 import contextlib
-import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -41,21 +42,100 @@ def kernels_on(device: str) -> Iterator[Kernels]:
         return
     if torch.cuda.is_available():
         pytest.skip("the kernels run compiled here, and a process runs them one way or the other")
-    # One block size instead of a search that times them.
-    variables = {"TRITON_INTERPRET": "1", "MAMBA_DETERMINISTIC": "1"}
+    if not FOLDER.is_dir():
+        pytest.skip(f"no mamba-ssm in {FOLDER}: make verify installs it")
+    # One block size instead of a search that times them, and short chunks: masked positions are computed, too.
+    variables = {"TRITON_INTERPRET": "1", "TRITON_CACHE_AUTOTUNING": "0"}
+    with (
+        _on_the_cpu(variables) as kernels,
+        mock.patch.object(ssmttm.model.kernels, "scan_chunk", return_value=16),
+    ):
+        yield kernels
+
+
+class Launch(NamedTuple):
+    """A launch of a kernel, which was compiled for it."""
+
+    kernel: str
+    config: str
+    """Block sizes, warps and stages."""
+    shared: int
+    """Shared memory of a block, in bytes."""
+
+
+@contextlib.contextmanager
+def kernels_compiled_for(
+    capability: int, times: Iterator[float] | None = None
+) -> Iterator[tuple[Kernels, list[Launch]]]:
+    """Yield all kernels, and a list of their launches: each compiles for GPUs of a compute capability, and no more.
+
+    Triton chooses among configurations by `times`, those of one after the other; without times all are compiled. For a
+    process that does nothing else.
+    """
+    launches: list[Launch] = []
+    with _on_the_cpu({"TRITON_INTERPRET": "0"}) as kernels:
+        from triton.runtime import driver
+        from triton.runtime.autotuner import Autotuner
+        from triton.runtime.jit import JITFunction
+
+        run = JITFunction.run
+
+        def compile_one(self, *args, grid, warmup, **settings):
+            compiled = run(self, *args, grid=grid, warmup=True, **settings)
+            words = {name: value for name, value in settings.items() if name.startswith(("BLOCK", "num_"))}
+            config = ", ".join(f"{name} {value}" for name, value in words.items())
+            launches.append(Launch(self.__name__, config, compiled.metadata.shared))
+
+        def compile_all(self, *args, **settings):
+            self.nargs = dict(zip(self.arg_names, args, strict=False))
+            for config in self.prune_configs(settings):
+                self.fn.run(*args, **settings, **config.all_kwargs())
+                self.best_config = config  # mamba-ssm looks at it
+
+        driver.set_active(_AbsentGpu(capability, times))
+        with (
+            mock.patch.object(JITFunction, "run", compile_one),
+            mock.patch.object(Autotuner, "run", Autotuner.run if times else compile_all),
+        ):
+            yield kernels, launches
+
+
+class _AbsentGpu:
+    """As much of Triton's driver as compiling and choosing need."""
+
+    def __init__(self, capability: int, times: Iterator[float] | None) -> None:
+        self._capability, self._times = capability, times
+
+    def get_benchmarker(self) -> Callable[..., list[float]]:
+        def time(launch, quantiles):
+            launch()
+            return [next(self._times)] * len(quantiles)
+
+        return time
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._capability, 32)
+
+
+@contextlib.contextmanager
+def _on_the_cpu(variables: dict[str, str]) -> Iterator[Kernels]:
+    """Yield all kernels for tensors of the CPU, as they are loaded under variables of the environment."""
     properties = types.SimpleNamespace(multi_processor_count=1)
     with (
         mock.patch.dict(os.environ, variables),
         mock.patch.object(sys, "path", [*sys.path, str(FOLDER)]),
-        mock.patch.object(
-            ssmttm.model.kernels, "CHUNK", 16
-        ),  # the interpreter computes masked positions, too
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ):
         sys.modules.setdefault("causal_conv1d_cuda", compiled_convolution())
-        if importlib.util.find_spec("mamba_ssm") is None:
-            pytest.skip(f"no mamba-ssm in {FOLDER}: make verify installs it")
         kernels = load("cpu")
         assert kernels.reason is None, kernels.reason
         yield kernels

@@ -87,7 +87,7 @@ class Mamba2Mixer(SubLayer):
         if mask is not None:
             projected[..., -self.heads :].masked_fill_(~mask[..., None], NEVER)
         weights = (self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, -self.A_log.exp(), self.D)
-        head_dim, chunk = self.d_inner // self.heads, kernels.chosen().chunk(self.d_state)
+        head_dim, chunk = self.d_inner // self.heads, kernels.scan_chunk(self.d_state)
         if torch.compiler.is_compiling():
             settings = chunk, self.norm.eps, head_dim, self.groups
             return self.out_proj(mixer(projected, *weights, self.norm.weight, *settings)[0])  # type: ignore[no-any-return]

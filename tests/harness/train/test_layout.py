@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,10 +92,10 @@ def test_the_journal_holds_samples_of_the_resources_that_the_first_rank_uses(int
     assert "gpu_percent" not in systems[1]
 
 
-def test_a_sample_is_taken_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_taken_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
-    sampler = engine.Usage("cpu")
+    sampler = engine.Usage("cpu", Root(tmp_path))
     taken = []
     for now[0] in (0.0, 9.9, 10.1):
         taken.append(sampler.sample() is not None)

@@ -129,10 +129,3 @@ def test_the_padded_product_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) ->
         Tensor, "device", property(lambda _: torch.device("cuda"))
     )  # of what the layer asks alone
     torch.testing.assert_close(layer(x), expected)
-
-
-@pytest.mark.parametrize(
-    ("d_state", "kibibytes", "chunk"), [(512, 227, 512), (512, 163, 512), (512, 99, 256), (64, 227, 256)]
-)
-def test_chunks_are_long_for_a_wide_state_where_the_kernels_have_room(d_state, kibibytes, chunk) -> None:
-    assert kernels.Kernels(shared_memory=1024 * kibibytes).chunk(d_state) == chunk

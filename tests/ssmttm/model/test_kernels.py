@@ -1,5 +1,6 @@
 """Kernels and PyTorch compute the same model, gradients and all, from the same parameters."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -107,6 +108,22 @@ def test_a_mixer_agrees_at_the_shape_of_the_study():
             assert agrees, text
 
 
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_mixers_gradients_are_the_same_to_the_bit_when_computed_again(all_kernels, parts):
+    device = all_kernels.device
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(small_config("prefix_mamba")).to(device)
+    x = torch.randn(2, 37, mixer.in_proj.in_features, device=device, requires_grad=True)
+
+    def gradients():
+        with using(replace(all_kernels, **PARTS[parts])), torch.autocast(device, HALF[device]):
+            y = mixer(x, Context())
+        return torch.autograd.grad(y.square().sum(), (x, *mixer.parameters()))
+
+    for first, again in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(first, again)
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.is_recurrent])
 def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, half):
@@ -188,6 +205,26 @@ def test_without_any_compiled_part_the_scan_is_found_and_the_convolution_missed(
     assert done.stdout.startswith("mamba-ssm|True|None|causal-conv1d ")
     assert "No module named 'causal_conv1d_cuda'" in done.stdout
     assert "No module named 'selective_scan_cuda'" in done.stderr  # the package raises its own error
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("value", [None, "0"])
+def test_the_scan_is_deterministic_unless_told_otherwise_and_keeps_all_configurations(value):
+    if not FOLDER.is_dir():
+        pytest.skip(f"no mamba-ssm in {FOLDER}: make verify installs it")
+    program = (
+        f"import sys; sys.path.append({str(FOLDER)!r}); from ssmttm.model.kernels import load; found = load('cuda')\n"
+        "from mamba_ssm.ops.triton import ssd_combined; kernel = ssd_combined._chunk_scan_chunk_state_bwd_dx_kernel\n"
+        "print(' deterministic' in found.name, ssd_combined.use_deterministic_mode(), len(kernel.configs))"
+    )
+    left_out = (*kernels.DETERMINISTIC, "TRITON_CACHE_AUTOTUNING")
+    own = {key: text for key, text in os.environ.items() if key not in left_out}
+    environment = own if value is None else own | dict.fromkeys(kernels.DETERMINISTIC, value)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    is_so = str(value is None)
+    assert done.stdout.split() == [is_so, is_so, "9"]
 
 
 def test_tensors_of_another_device_are_left_to_pytorch():
