@@ -6,7 +6,6 @@ returns a finished corpus unchanged, and never touches a corpus of another speci
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -31,6 +30,7 @@ from ssmttm.corpus.tracks import make_source, start_worker
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json, read_document, write_atomically
+from ssmttm.limits import usable_cores
 from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def build_corpus(
                 return _finished(recipe, out)
             recipe["made_with"] = _made_with(source, codec)
             _claim(recipe, out)
-            share = workers or (_cores() if device == "cpu" else min(_cores(), _WORKERS_A_GPU))
+            cores = usable_cores()
+            share = workers or (cores if device == "cpu" else min(cores, _WORKERS_A_GPU))
             manifest = _build(spec, source, out, share, progress or Progress(), codec, recipe)
     except Timeout:
         raise InputError(f"{out}: another build is writing it; wait for its end or stop it") from None
@@ -165,12 +166,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _peak_mib() -> dict[str, float]:
