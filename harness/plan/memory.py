@@ -58,8 +58,8 @@ class Memory:
         return self.peak * (1 / GIB)
 
 
-def memory(run: Run, layout: Layout, *, on_cuda: bool = False) -> Memory:
-    """Estimate the memory of a rank that trains a Run on a layout.
+def memory(run: Run, layout: Layout, *, on_cuda: bool = False, kernels: bool = True) -> Memory:
+    """Estimate the memory of a rank that trains a Run on a layout; `kernels` if mixers on CUDA have their own.
 
     The peak is where the backward pass begins, where it ends with all gradients and their bucket, or in the
     optimiser step, whichever is highest.
@@ -75,6 +75,7 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False) -> Memory:
         checkpointed=layout.activation_checkpointing,
         precision=run.precision,
         on_cuda=on_cuda,
+        kernels=kernels,
     )
     if run.precision is Precision.BF16:
         saved += whole / 2  # autocast keeps the weights it has cast until the forward pass ends
@@ -126,13 +127,17 @@ def activation_bytes(
     checkpointed: bool = False,
     precision: Precision = Precision.FP32,
     on_cuda: bool = False,
+    kernels: bool = True,
 ) -> float:
     """Return the bytes of activations at their peak; `checkpointed` if only the input of each block is saved."""
     text = model.text.max_positions
     steps = frames + model.n_codebooks - 1
     length = steps + (text if model.architecture.has_prefix else 0)
     half = 0.5 if precision is Precision.BF16 else 1.0
-    layers = [layer.saved(model, length, half=half, on_cuda=on_cuda) for layer in model.architecture.layers]
+    layers = [
+        layer.saved(model, length, half=half, on_cuda=on_cuda and kernels)
+        for layer in model.architecture.layers
+    ]
     around = _around_a_layer(model, half, on_cuda=on_cuda)
     block = sum(around + saved.kept for saved in layers)
     last = max(saved.at_once for saved in layers) + 2 * model.d_model

@@ -81,7 +81,7 @@ class _Request:
 
     @property
     def threads(self) -> int:
-        return self.choice.threads or 1
+        return self.choice.threads or self.cluster.cores_a_device
 
     def free_gib(self, ranks: int) -> float | None:
         """Return the GiB a rank may take; None where that is not known."""
@@ -139,6 +139,8 @@ def choose_resources(
     fraction = _fraction(request, layout)
     if fraction < 1:
         why["gpu_fraction"] = f"{fraction:.3g} of a GPU's memory holds it, at the high end of the estimate"
+        if choice.threads is None:  # those that share a GPU share its cores
+            layout = layout.model_copy(update={"threads": max(1, int(layout.threads * fraction))})
     return Resources(layout, request.memory(layout), fraction, why)
 
 
@@ -147,6 +149,11 @@ def _check_ranks(ranks: int, cluster: Cluster, threads: int) -> None:
     if ranks > cluster.nodes * a_node:
         devices = counted(cluster.nodes * a_node, cluster.device_kind)
         raise InputError(f"resources.ranks: {ranks}: a job on {cluster.name} has at most {devices}")
+    if ranks > 1 and cluster.has_slices:
+        raise InputError(
+            f"resources.ranks: {ranks}: MIG slices ({cluster.gpu_type}) train no series together; set "
+            "resources.ranks: 1"
+        )
     if ranks % (nodes := -(-ranks // a_node)):
         raise InputError(f"resources.ranks: {ranks}: does not divide among {nodes} nodes of {cluster.name}")
 
@@ -190,7 +197,7 @@ def _fewest(request: _Request, hours: HoursOf | None) -> tuple[Layout, dict[str,
 def _possible_ranks(request: _Request) -> list[int]:
     """Return the numbers of ranks that divide the batch and share nodes evenly, ascending."""
     a_node = ranks_a_node(request.cluster, request.threads)
-    most = a_node * request.cluster.nodes
+    most = 1 if request.cluster.has_slices else a_node * request.cluster.nodes
     return [
         ranks
         for ranks in divisors(request.run.batch)
@@ -278,13 +285,22 @@ def remember(study_dir: Path, run: Run, layout: Layout, device: str, device_name
         append_line(descriptor, json.dumps(fields).encode() + b"\n", path, durable=True)
 
 
+def without_kernels(run: Run, layout: Layout, gib: float) -> Layout:
+    """Return the layout with the largest micro-batch that fits into so many GiB of a GPU without mixers' kernels."""
+    for micro in reversed([one for one in divisors(run.batch // layout.ranks) if one <= layout.micro_batch]):
+        tried = _with_micro_batch(run, layout, micro)
+        if micro == 1 or memory(run, tried, on_cuda=True, kernels=False).gib.high <= gib:
+            break
+    return tried
+
+
 def what_would_fit(run: Run, layout: Layout, *, on_cuda: bool) -> str:
     """Describe, in one sentence, changes that need clearly less memory than a micro-batch of 1 does now."""
 
     def peak(**changes: int | bool) -> float:
         asked = layout.model_copy(update={"micro_batch": 1, **changes})
         asked = asked.model_copy(update={"accumulation": max(1, run.batch // asked.ranks)})
-        return memory(run, asked, on_cuda=on_cuda).gib.expected
+        return memory(run, asked, on_cuda=on_cuda, kernels=layout.kernels != "torch").gib.expected
 
     now = peak()
     text = f"no memory for a micro-batch of 1, which takes about {now:.3g} GiB a rank"

@@ -269,6 +269,9 @@ class Submission:
             eval_every=study.tracking.eval_every,
             stall_seconds=study.resources.stall_seconds,
             peak_flops=planned.size.peak_flops,
+            device="cuda" if planned.size.on_gpus else "cpu",
+            ranks=planned.layout.ranks,
+            wait_seconds=planned.size.duration.longest_wait,
             code=self.code,
             tracking=sidecar_uri(study, self.root) if self.sidecars else None,
         )

@@ -56,7 +56,6 @@ from harness.train.ranks import (
     Ranks,
     device_name,
     initialise_ranks,
-    leave_time_outs_to_supervisor,
 )
 from harness.train.stopping import (
     EXIT_NO_SPACE,
@@ -97,8 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     running_code()  # cached now: the files may be edited while this process waits for its next Series
     stop = StopFlag()
-    if options.feed or options.supervised:
-        leave_time_outs_to_supervisor()
 
     def run() -> int:
         if options.feed:
@@ -171,13 +168,15 @@ def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
 def train_series(runs: Sequence[Run], root: Root, stop: StopFlag, wanted: int | None = None) -> str:
     """Train the unfinished Runs of one Series; return finished, failed, preempted, or busy (another process trains it).
 
-    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed. Raises InputError if
-    this is not one of the `wanted` ranks.
+    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed. The Runs fail if this is
+    not one of the `wanted` ranks, or has not the device that was planned.
     """
     launch = read_launch(root, runs[0].series_id)
+    if wanted is not None:
+        launch = launch.model_copy(update={"ranks": wanted})
     if scheduler_job() is not None:  # else the Runs fail, and say so
         need_on_node(launch.corpus)
-    ranks = initialise_ranks(launch.threads, wanted)
+    ranks = initialise_ranks(launch.threads, launch)
     work = _SeriesWork(runs, root, launch, ranks, stop)
     try:
         with naming_a_full_disk(work.folder):
@@ -271,6 +270,8 @@ class _SeriesWork:
     def _train(self, start: Event) -> str:
         self.before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
         """Each Run's newest attempt when this training began with it."""
+        if self.ranks.problem is not None:
+            return self._misplaced(self.ranks.problem)
         device = self.ranks.device
         self.process = describe_process(self.launch) | {"device_name": device_name(device)}
         code, submitted = self.process["code"], self.launch.code
@@ -325,6 +326,13 @@ class _SeriesWork:
             self.journal.append(Event.FINISHED)
         states = [self._progress_of(run).state for run in self.runs]
         return "failed" if Event.FAILED in states else "finished"
+
+    def _misplaced(self, problem: str) -> str:
+        """Fail the Series, whose ranks or devices are not the planned ones; raises NodeFailure if the node is bad."""
+        if scheduler_job() is not None and (failure := node_failure_in(problem)) is not None:
+            raise NodeFailure(f"series {self.series_id}: {failure}")
+        log.error("series %s: %s", self.series_id, problem)
+        return self._fail(problem, Kind.ERROR)
 
     def _attempt(self, layout: Layout, facts: Mapping[str, Any]) -> Outcome | None:
         """Train on a layout; return None if memory ran out. Nothing refers to the engine afterwards."""

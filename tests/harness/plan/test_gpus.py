@@ -1,0 +1,233 @@
+"""A machine's own GPUs are planned for as those of a profile, and the devices that a process may not use are not."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.common import gpus
+from harness.common.gpus import read_gpus
+from harness.plan import cluster
+from harness.plan.cluster import this_machine
+from harness.plan.peaks import peak_flops
+from harness.plan.resources import choose_resources
+from harness.study.run import Run
+from harness.study.schema import ResourceChoice
+from ssmttm.errors import InputError
+from tests.conftest import Command, Write
+from tests.harness.conftest import PlanOf
+from tests.harness.nvml import H100, RTX_4090, SLICE_OF_A100, Card, copies, install
+from tests.harness.plan.runs import made_run
+from tests.studies import Fields
+
+A100 = Card("NVIDIA A100-SXM4-80GB", 81920, slices=(SLICE_OF_A100, SLICE_OF_A100))
+FACTS = {"n_codebooks": 4, "codebook_size": 1024, "frames": 2584, "clips": 50_000}
+
+
+@pytest.fixture
+def large(study_fields: Fields, tmp_path: Path) -> Fields:
+    """A study of a model of 281 million parameters, whose corpus is elsewhere."""
+    study_fields["corpus"] = {"path": str(tmp_path / "elsewhere"), "facts": FACTS}
+    study_fields["model"] = {"d_state": 512}
+    study_fields["grid"]["sizes"] = {"l": {"n_params": 281e6, "d_model": 1024}}
+    study_fields["grid"]["iterations"] = [20_000]
+    study_fields["training"] |= {"batch": 128, "precision": "bf16"}
+    return study_fields
+
+
+def run_of(n_blocks: int, d_model: int) -> Run:
+    text = {"encoder": "frozen", "dim": 768, "max_positions": 64}
+    model = {"architecture": "prefix_simba", "n_blocks": n_blocks, "d_model": d_model, "text": text}
+    return made_run(model, frames=1024, batch=8)
+
+
+def profile_of(folder: Path, **fields: Any) -> Path:
+    path = folder / "profile.yaml"
+    keys = {"name": "same", "partitions": "[gpu]", "limits": "{hours: 200}", **fields}
+    path.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cards", "unsupported", "described"),
+    [
+        (copies(H100, 8), (), {"gpus": 8, "gpu_memory_gib": 79.6, "peaks": (989e12, 67e12)}),
+        ([RTX_4090], (), {"gpus": 1, "gpu_memory_gib": 23.5, "peaks": (165e12, 82.6e12)}),
+        # WSL2: NVML answers in part, and the memory includes what the driver keeps.
+        (
+            [Card(RTX_4090.name, 24564)],
+            ("nvmlDeviceGetMigMode", "nvmlDeviceGetUUID", "nvmlDeviceGetMaxMigDeviceCount"),
+            {"gpus": 1, "gpu_memory_gib": 23.5, "peaks": (165e12, 82.6e12)},
+        ),
+        ([A100], (), {"gpus": 2, "gpu_memory_gib": 39.5, "peaks": (312e12 * 3 / 7, 19.5e12 * 3 / 7)}),
+    ],
+    ids=["8 H100", "RTX 4090", "WSL2", "MIG"],
+)
+def test_own_gpus_are_planned_for_as_the_same_machine_of_a_profile(
+    large: Fields,
+    plan_of: PlanOf,
+    ssmscale: Command,
+    write_study: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cards: list[Card],
+    unsupported: tuple[str, ...],
+    described: dict[str, Any],
+) -> None:
+    install(monkeypatch, *cards, unsupported=unsupported)
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 16)
+    bf16, fp32 = described.pop("peaks")
+    peaks = f"{{bf16: {bf16}, fp32: {fp32}}}"
+    profile = profile_of(tmp_path, **described, cores=16, memory_gib=1900, peak_flops=peaks)
+    here, there = plan_of(large), plan_of(large, "--cluster", profile)
+    (mine,), (same,) = here["runs"], there["runs"]
+    for key in ("micro_batch", "accumulation", "gpus", "zero_stage", "gpu_fraction"):
+        assert mine[key] == same[key]
+    assert mine["micro_batch"] < 128
+    assert mine["wall_hours"] == pytest.approx(same["wall_hours"], rel=0.15)
+    assert "gpu_peak_unknown" not in {note["code"] for note in here["design"]["notes"]}
+
+
+def test_a_dry_submission_here_says_the_plan_of_the_machines_own_gpus(
+    study_fields: Fields, write_study: Write, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, *copies(H100, 8))
+    said = ssmscale("submit", write_study(study_fields), "--on", "local", "--dry-run")
+    assert said.status == 0, said.err
+    assert "GPU" in said.out
+
+
+def test_an_unknown_gpu_is_named_with_the_key_that_tells_its_peak(
+    large: Fields, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Card("NVIDIA X9000", 98304))
+    notes = {note["code"]: note["text"] for note in plan_of(large)["design"]["notes"]}
+    assert notes["gpu_peak_unknown"].startswith("the bf16 peak of NVIDIA X9000 is not known")
+    assert "resources.peak_flops" in notes["gpu_peak_unknown"]
+    large["resources"] = {"peak_flops": 1e15}
+    assert "gpu_peak_unknown" not in {note["code"] for note in plan_of(large)["design"]["notes"]}
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []),
+        ("-1", []),
+        ("1", ["GPU-00000001-0000"]),
+        ("2,0", ["GPU-00000002-0000", "GPU-00000000-0000"]),
+        ("0,7,1", ["GPU-00000000-0000"]),  # what CUDA does not know ends the list
+        ("1,1", []),
+        ("GPU-00000002", ["GPU-00000002-0000"]),
+        ("GPU-0000000", []),  # of several
+        ("MIG-00000003-0001,0", ["MIG-00000003-0001", "GPU-00000000-0000"]),
+        ("3", ["MIG-00000003-0000"]),  # of a GPU that is cut CUDA takes the first slice
+        ("GPU-00000003", ["MIG-00000003-0000"]),
+    ],
+)
+def test_hidden_devices_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[str]
+) -> None:
+    same = [Card("NVIDIA A100-SXM4-80GB", 81920) for _ in range(3)]
+    install(monkeypatch, *same, Card(A100.name, 81920, slices=tuple(copies(SLICE_OF_A100, 2))))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = read_gpus()
+    assert ([gpu.handle for gpu in found.devices], found.present) == (expected, 5)
+    assert this_machine().device_names == tuple(expected)
+
+
+def test_a_container_with_fewer_gpus_counts_only_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Card(H100.name, 81559, is_hidden=True)
+    install(monkeypatch, refused, *copies(H100, 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # CUDA counts what it may open
+    assert [gpu.handle for gpu in read_gpus().devices] == ["GPU-00000002-0000"]
+
+
+def test_of_unlike_gpus_the_weakest_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Card("NVIDIA GeForce RTX 3060", 12288)
+    install(monkeypatch, small, RTX_4090)
+    here = this_machine()
+    assert (here.gpus, here.gpu_type, here.gpu_memory_gib) == (2, small.name, 12.0)
+    monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", "0"
+    )  # CUDA's first is the fastest, NVML's the first on the bus
+    assert (this_machine().gpu_memory_gib, this_machine().device_names) == (12.0, ("0",))
+
+
+def test_a_gpu_without_memory_of_its_own_counts_half_of_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Card("NVIDIA GB10", None))
+    here = this_machine()
+    assert here.gpu_memory_gib == pytest.approx(here.memory_gib / 2)
+
+
+@pytest.mark.parametrize("failure", ["NVML Shared Library Not Found", "Driver Not Loaded"])
+def test_without_a_driver_the_plan_is_for_cpu_ranks(monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    install(monkeypatch, failure=failure)
+    assert (this_machine().gpus, this_machine().device_kind) == (0, "core")
+    assert failure in str(read_gpus().problem)
+
+
+def test_without_the_package_of_nvml_gpus_are_counted_and_the_package_is_named(
+    large: Fields, plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "proc" / "0000:01:00.0").mkdir(parents=True)
+    (tmp_path / "proc" / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H100 PCIe\n")
+    monkeypatch.setattr(gpus, "PROC", tmp_path / "proc")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    imported = builtins.__import__
+
+    def without(name: str, *arguments: Any, **more: Any) -> Any:
+        if name == "pynvml":
+            raise ModuleNotFoundError(name=name)
+        return imported(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (this_machine().gpus, this_machine().gpu_type) == (1, "NVIDIA H100 PCIe")
+    notes = {note["code"]: note["text"] for note in plan_of(large)["design"]["notes"]}
+    assert "pip install nvidia-ml-py" in notes["gpu_memory_unknown"]
+
+
+def test_slices_train_no_series_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Card(A100.name, 81920, slices=tuple(copies(SLICE_OF_A100, 2))))
+    run = run_of(2, 64)
+    assert choose_resources(run, ResourceChoice(ranks=None), this_machine()).layout.ranks == 1
+    with pytest.raises(InputError, match=r"MIG slices \(.*3g.40gb\) train no series together"):
+        choose_resources(run, ResourceChoice(ranks=2), this_machine())
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("h100", 989.4e12),
+        ("rtx4090", 165.2e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", 147e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364.4e12),
+        ("Quadro RTX 6000", None),
+        ("NVIDIA A30 MIG 2g.12gb", 82.5e12),
+        ("nvidia_a100_1c.3g.20gb", 312e12 / 7),
+        (None, None),
+    ],
+)
+def test_a_peak_is_found_by_the_whole_name(name: str | None, bf16: float | None) -> None:
+    assert peak_flops(name, "bf16") == (bf16 if bf16 is None else pytest.approx(bf16))
+
+
+def test_a_rank_has_its_gpus_share_of_the_nodes_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, *copies(H100, 8))
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 112)
+    small = run_of(1, 64)
+    large = run_of(40, 2048)
+    alone = choose_resources(large, ResourceChoice(), this_machine())
+    assert (alone.gpu_fraction, alone.layout.threads) == (1.0, 14)
+    shared = choose_resources(small, ResourceChoice(), this_machine())
+    assert shared.gpu_fraction < 1
+    assert shared.layout.threads == int(14 * shared.gpu_fraction)
+    assert choose_resources(large, ResourceChoice(threads=3), this_machine()).layout.threads == 3
