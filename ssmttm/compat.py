@@ -78,3 +78,10 @@ def keep_freed_memory() -> bool:
         return False
     # 32 MiB is the largest threshold glibc accepts; larger blocks are mapped in any case.
     return bool(mallopt(mmap_threshold, 32 * 2**20)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Return to the kernel what glibc has kept: after a training whose tensors the next one may not have."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -12,3 +12,10 @@ def usable_device(device: str) -> str:
     if device not in usable:
         raise InputError(f"--device {device}: no such device here; torch can use {', '.join(usable)}")
     return device
+
+
+def best_device() -> str:
+    """Return a GPU if torch can use one here, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

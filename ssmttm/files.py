@@ -121,7 +121,8 @@ def read_document(path: Path) -> bytes:
     """Read a JSON file whole; raises OSError, also for one of more than MAX_DOCUMENT_BYTES."""
     content = bytearray()
     with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):  # read() takes memory for all it is asked for, even of a small file
+        # read() takes memory for all that it is asked for, even of a small file.
+        while piece := file.read(_READ_BYTES):
             content += piece
             if len(content) > MAX_DOCUMENT_BYTES:
                 raise OSError(errno.EFBIG, f"holds more than {MAX_DOCUMENT_BYTES:,} bytes", str(path))

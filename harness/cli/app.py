@@ -94,7 +94,7 @@ VERBS = {
         ("demo.zip --root elsewhere",),
     ),
     "generate": Verb(
-        "harness.cli.evaluate:generate",
+        "harness.cli.generate:generate",
         "Generate music for captions with a finished run.",
         (
             '9a19 --prompt "A calm chorale in G minor" --out calm.wav',
@@ -104,7 +104,11 @@ VERBS = {
     "evaluate": Verb(
         "harness.cli.evaluate:evaluate",
         "Measure finished runs: held-out loss, quality of their music.",
-        ("demo --limit 64 --out metrics.csv", "demo 9a19 --clap laion/larger_clap_music"),
+        (
+            "demo --limit 64 --out metrics.csv",
+            "demo 9a19 --clap laion/larger_clap_music",
+            "demo --on slurm --cluster h100x8",
+        ),
     ),
     "points": Verb(
         "harness.cli.archive:points",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -95,26 +96,34 @@ class StageProgress(_Display, progress.Progress):
         super().__init__(console)
         self._task: TaskID | None = None
         self._name, self._done, self._total, self._printed = "", 0, 0, 0
+        self._began, self._audio = time.monotonic(), 0.0
 
     def stage(self, name: str, total: int, done: int) -> None:
         """Begin a stage; `done` of its `total` pieces are there already."""
         self._name, self._done, self._total, self._printed = name, done, total, done
+        self._began, self._audio = time.monotonic(), 0.0
         if self._bars is not None:
             self._task = self._bars.add_task(name, total=total, completed=done, note="")
         else:
             self._print()
 
-    def advance(self) -> None:
-        """Count one piece as done."""
+    def advance(self, seconds: float = 0.0) -> None:
+        """Count one piece as done, which holds so many seconds of audio."""
         self._done += 1
+        self._audio += seconds
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=self._done)
+            self._bars.update(self._task, completed=self._done, note=self._speed())
         elif self._done - self._printed >= max(1, self._total // 4) or self._done == self._total:
             self._printed = self._done
             self._print()
 
     def _print(self) -> None:
-        self._console.print(f"{self._name}: {self._done}/{self._total}", highlight=False)
+        speed = f", {self._speed()}" if self._audio else ""
+        self._console.print(f"{self._name}: {self._done}/{self._total}{speed}", highlight=False)
+
+    def _speed(self) -> str:
+        """Return how much audio the stage has read in a second; empty if it reads none."""
+        return progress.speed(self._audio, time.monotonic() - self._began)
 
 
 def print_summary(console: Console, name: str, rows: Sequence[RunStatus], root: Path) -> None:

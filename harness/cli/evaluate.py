@@ -1,30 +1,47 @@
-"""The verbs of trained models: `ssmscale evaluate` and `ssmscale generate`."""
+"""`ssmscale evaluate`: scores of finished runs, in this process or by tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.names import complete_run
-from harness.cli.options import DeviceOption, JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.cli.options import (
+    DeviceOption,
+    JsonOption,
+    RootOption,
+    RunsArgument,
+    StudyArgument,
+    TargetOptions,
+    YesOption,
+)
+from harness.cli.tasks import TaskOptions, do_by_tasks, open_tasks, task_target
 from harness.cli.terminal import Table, plain_text
-from harness.common.console import Stopped, console, errors, print_json, print_line, stoppable, warn
+from harness.common.console import Stopped, console, errors, print_json, stoppable, warn
 from harness.common.disk import write_atomically
 from harness.common.format import counted
+from harness.dispatch.base import Backend, SubmitTarget
+from harness.evaluate.sharing import Block
+from harness.evaluate.tasks import Ended, Held, Whole
+from harness.plan.cluster import Cluster
 from harness.record.points import check_output
-from harness.record.registry import registered
-from harness.record.root import Root
+from harness.record.registry import ResolvedStudy, registered
 from harness.record.scores import HELD_OUT, EvaluationRow, as_csv, evaluation_rows
 from harness.record.status import RunState, RunStatus
 from harness.submit.monitor import begun, choose
+from ssmttm.device import best_device
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.evaluate.evaluator import Evaluated, Evaluator
+    from harness.evaluate.evaluator import Evaluator
+    from harness.evaluate.request import Evaluated
+
+
+NOT_DONE = frozenset({"busy", "impossible", "failed"})
+"""Outcomes for which the command exits with 1."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +69,7 @@ class SamplingOptions:
         """Return the device that was asked for, else a GPU if there is one."""
         if self.device is not None:
             return self.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device()
 
 
 @dataclass(frozen=True)
@@ -92,11 +107,15 @@ class EvaluateOptions:
 
 
 def evaluate(
+    context: typer.Context,
     study: StudyArgument,
     runs: RunsArgument = None,
     *,
     options: EvaluateOptions,
     sampling: SamplingOptions,
+    tasks: TaskOptions,
+    machines: TargetOptions,
+    yes: YesOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
     out: Annotated[
@@ -106,26 +125,27 @@ def evaluate(
 ) -> None:
     """Measure finished runs: held-out loss, quality of their music.
 
-    The music is generated for captions and compared with recordings.
+    The music is generated for captions and compared with recordings. With --on tasks share the runs and their prompts;
+    on a cluster the command returns, and the same command shows their state, then the scores.
     """
     check_output(out, ".csv")
+    target = sampling_target(context, tasks, machines, sampling)
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
-    from harness.evaluate.evaluator import Evaluator, Request
+    from harness.evaluate.evaluator import Evaluator
+    from harness.evaluate.request import Request
     from harness.tracking.sync import bring_up_to_date
 
-    request = Request(
-        **asdict(options), **sampling.draws(), seed=sampling.seed, device=sampling.best_device()
-    )
-    done: list[Evaluated] = []
+    device = sampling.best_device() if target is None else "cpu"
+    request = Request(**asdict(options), **sampling.draws(), seed=sampling.seed, device=device)
     with errors.status("opening the study") as shown, stoppable():
         try:
-            evaluator = Evaluator(resolved, request, shown.update, warn)
-            for number, row in enumerate(chosen, 1):
-                shown.update(f"run {number} of {len(chosen)}: {row.run_id}")
-                done.append(evaluator.evaluate(row.run_id))
+            evaluator = Evaluator.of(resolved, request, shown.update, warn)
+            done = _evaluate_here(evaluator, chosen, shown.update) if target is None else []
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
+    if target is not None:
+        done = ByTasks.open(resolved, evaluator, target, tasks).evaluate(chosen, yes=yes)
     bring_up_to_date(resolved, begun(resolved))
     rows = evaluation_rows(resolved)
     if out is not None:
@@ -143,9 +163,82 @@ def evaluate(
             }
         )
     else:
-        _print(resolved.study.name, evaluator, chosen, done, rows)
-    if any(one.outcome in {"busy", "impossible"} for one in done):
+        print_scores(resolved.study.name, evaluator, chosen, done, rows)
+    if any(one.outcome in NOT_DONE for one in done):
         raise typer.Exit(1)
+
+
+def _evaluate_here(
+    evaluator: Evaluator, chosen: Sequence[RunStatus], show: Callable[[str], None]
+) -> list[Evaluated]:
+    """Evaluate Runs one after the other in this process."""
+    done = []
+    for number, row in enumerate(chosen, 1):
+        show(f"run {number} of {len(chosen)}: {row.run_id}")
+        done.append(evaluator.evaluate(row.run_id))
+    return done
+
+
+@dataclass(frozen=True)
+class ByTasks:
+    """The evaluation of a study's Runs by tasks of a backend."""
+
+    resolved: ResolvedStudy
+    evaluator: Evaluator
+    whole: Whole
+    backend: Backend
+    cluster: Cluster
+    tasks: TaskOptions
+
+    @classmethod
+    def open(
+        cls,
+        resolved: ResolvedStudy,
+        evaluator: Evaluator,
+        target: SubmitTarget,
+        tasks: TaskOptions,
+        *,
+        only_finished: bool = False,
+    ) -> ByTasks:
+        """Open the backend; raises InputError if tasks cannot work there, before anything is written."""
+        from harness.evaluate.scores import places, whole_of
+
+        whole = whole_of(resolved, evaluator, only_finished=only_finished)
+        backend, cluster = open_tasks(target, whole, places(resolved, evaluator.request), tasks.jobs)
+        return cls(resolved, evaluator, whole, backend, cluster, tasks)
+
+    def blocks(self, rows: Sequence[RunStatus]) -> list[Block]:
+        """Return what these Runs lack."""
+        from harness.evaluate.scores import blocks_left
+
+        return blocks_left(self.evaluator, rows, self.cluster)
+
+    def evaluate(
+        self, rows: Sequence[RunStatus], training: Mapping[str, str] | None = None, *, yes: bool = False
+    ) -> list[Evaluated]:
+        """Have tasks evaluate what no live task has, after the jobs of `training`; return what is known of each Run."""
+        from harness.evaluate.scores import evaluated_by
+
+        known = [row.run_id for row in rows if self.evaluator.is_evaluated(row.run_id)]
+        ended = Ended([], 0, Held([]))
+        if blocks := self.blocks(rows):
+            ended = do_by_tasks(
+                self.whole, blocks, self.backend, self.cluster, self.tasks, training=training or {}, yes=yes
+            )
+        return evaluated_by(self.evaluator, rows, known, ended)
+
+
+def sampling_target(
+    context: typer.Context, tasks: TaskOptions, machines: TargetOptions, sampling: SamplingOptions
+) -> SubmitTarget | None:
+    """Return the target of tasks that generate; None without --on. Raises InputError if the options contradict."""
+    target = task_target(context, tasks, machines)
+    if target is not None and sampling.device is not None:
+        raise InputError(
+            f"--device {sampling.device}: applies to this process; a task computes on the GPU that --on {tasks.on} "
+            "gives it, else on the CPU"
+        )
+    return target
 
 
 def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
@@ -157,7 +250,7 @@ def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
     return done
 
 
-def _print(
+def print_scores(
     study: str,
     evaluator: Evaluator,
     chosen: Sequence[RunStatus],
@@ -192,80 +285,3 @@ def _print(
         console.print(f"not measured: {metric}: {why}")
     for note in dict.fromkeys([*evaluator.notes, *(note for one in done for note in one.notes)]):
         errors.print(f"note: {plain_text(note)}")
-
-
-def generate(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="A finished run: its id, its first digits, or its folder.",
-            autocompletion=complete_run,
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="F.wav", help="File to write, or a folder for several prompts."),
-    ],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompt", "-p", metavar="TEXT", help="A caption, or an empty one for none; repeatable."
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="Captions: text with one a line, CSV, JSON or JSON lines."
-        ),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Length (default: that of the training clips).")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(metavar="P", help="Draw from the likeliest tokens of this total probability."),
-    ] = None,
-    *,
-    sampling: SamplingOptions,
-    root: RootOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Generate music for captions with a finished run.
-
-    Writes a sound file for each caption, and beside it a JSON file with all that makes it again.
-    """
-    from harness.evaluate.generate import frames_of, places, write_pieces
-    from harness.evaluate.model import load_trained
-    from ssmttm.generation import Sampling
-
-    captions = _captions(prompt, prompts)
-    files = places(out, len(captions))
-    draws = Sampling(**sampling.draws(), top_p=top_p)
-    trained = load_trained(Root(root or Path("runs")), run, sampling.best_device())
-    frames = frames_of(trained, seconds)
-    if frames > trained.run.frames:
-        trained_on = trained.run.frames / trained.manifest.codec.frame_rate
-        warn(f"longer than the {trained_on:g} s that the run was trained on; the rest is untested")
-    done = []
-    pieces = write_pieces(trained, captions, files, frames, draws, sampling.seed)
-    for path, piece in zip(files, pieces, strict=True):
-        if piece.scaled_by < 1:
-            warn(f"{path}: scaled by {piece.scaled_by:.3g}, since it went beyond full scale")
-        if not as_json:
-            print_line(f"{path}: {piece.seconds:.2f} s, seed {piece.seed}")
-        done.append({"path": str(path), **piece.model_dump(exclude={"file"})})
-    if as_json:
-        print_json({"run_id": trained.run.run_id, "pieces": done})
-
-
-def _captions(given: list[str] | None, file: Path | None) -> list[str]:
-    if bool(given) == bool(file):
-        raise InputError("give either --prompt TEXT, once or more, or --prompts FILE")
-    if file is None:
-        return list(given or ())
-    from ssmttm.corpus.caption_files import read_captions
-
-    if captions := [row.caption for row in read_captions(file, named=False)]:
-        return captions
-    raise InputError(f"{file}: holds no caption; write one a line")

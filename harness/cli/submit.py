@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -23,12 +21,21 @@ from harness.cli.options import (
     named_cluster,
 )
 from harness.cli.plan import print_plan
+from harness.cli.tasks import confirm, submit_target
 from harness.cli.terminal import listed
+from harness.cli.then import (
+    ThenOption,
+    check_then,
+    evaluate_trained,
+    evaluation_hours,
+    open_evaluation,
+    submit_evaluation,
+)
 from harness.common.console import console, errors, warn
 from harness.common.disk import DiskFull
 from harness.common.format import counted, hint
 from harness.dispatch.base import Backend, SubmitTarget
-from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
+from harness.plan.cluster import load_profile
 from harness.plan.plan import OTHER_EVALUATIONS, Plan, check_room
 from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, to_retry
@@ -36,9 +43,8 @@ from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
-from harness.submit.submission import HandedOver, by_array, hand_over, keep_plan, kept_by_jobs
-from harness.submit.target import Options, as_before, backends_of, last_options, target_of
-from ssmttm.errors import InputError
+from harness.submit.submission import HandedOver, by_array, hand_over, keep_plan, kept_by_jobs, number_of
+from harness.submit.target import Options, as_before, backends_of, last_options
 
 
 def submit(
@@ -49,6 +55,7 @@ def submit(
     changes: SetOption = None,
     *,
     machines: TargetOptions,
+    then: ThenOption = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
 ) -> None:
@@ -56,9 +63,10 @@ def submit(
 
     Interrupted runs go on from their last checkpoints.
     """
+    check_then(then)
     if machines.ray_address is not None:
         machines = replace(machines, cluster=named_cluster(context, machines.cluster))
-    target = _target(on, machines)
+    target = submit_target(on, machines)
     resolved = open_study(study, root, changes)
     check_before_training(resolved)
     backends = backends_of(target, resolved)
@@ -67,6 +75,7 @@ def submit(
     made = plan_for(resolved, backend.offer(resolved.places))
     shares = backend.describe(made.missing)
     backend.check(resolved.places)
+    evaluation = open_evaluation(resolved, target) if then else None
     if dry_run:
         print_plan(made)
         for line in shares:
@@ -74,11 +83,27 @@ def submit(
         return
     _warn_of_room(resolved, made, backend)
     if backend.outlives:
-        confirm(made.totals()["gpu_hours"], backend.where, backend.confirm_gpu_hours, yes=yes)
+        hours = made.totals()["gpu_hours"]
+        if evaluation is not None:
+            hours += evaluation_hours(evaluation, [run.status for run in made.runs])
+        confirm(hours, backend.where, backend.confirm_gpu_hours, yes=yes)
     warn(*(text for code, text in made.notes if code == OTHER_EVALUATIONS))
     register(resolved)
     keep_plan(resolved.root, made)
-    _submit(resolved, made, backends)
+    if backend.outlives:
+        done = _hand_over(resolved, made, backends)
+        if evaluation is not None:
+            handles = [handle for part in done for handle in part.handles]
+            submit_evaluation(
+                evaluation,
+                ((run.name, number_of(handle)) for handle in handles for run in handle.task.run_dirs),
+            )
+    else:
+        is_well = _train(resolved, made, backend)
+        if evaluation is not None:
+            is_well = evaluate_trained(evaluation) and is_well
+        if not is_well:
+            raise typer.Exit(1)
     runs, differing = kept_by_jobs(resolved, made)
     if runs:
         name, root = resolved.study.name, resolved.root.path
@@ -143,17 +168,10 @@ def retry(
         console.print(taken_up)
     if made.missing or made.shared or not taken_up:
         _warn_of_room(resolved, made, backend)
-        _submit(resolved, made, backends)
-
-
-def _target(on: str, machines: TargetOptions) -> SubmitTarget:
-    """Return the target of these options; with `--on ray` alone the Ray cluster of RAY_ADDRESS, as for Ray's tools."""
-    address = machines.ray_address
-    if address is None and on == "ray" and machines.cluster is None:
-        address = os.environ.get("RAY_ADDRESS") or None
-        if address:
-            errors.print(f"to the Ray cluster at {address}, as RAY_ADDRESS says")
-    return target_of(on, machines.cluster, machines.snapshot, machines.nodes, ray_address=address)
+        if backend.outlives:
+            _hand_over(resolved, made, backends)
+        elif not _train(resolved, made, backend):
+            raise typer.Exit(1)
 
 
 def _target_as_before(
@@ -171,7 +189,7 @@ def _target_as_before(
     if nodes is not None and given.nodes is None and meant.cluster is not None:
         nodes = min(nodes, load_profile(meant.cluster).most_nodes)  # the profile may have changed
     assert meant.on is not None
-    return _target(meant.on, TargetOptions(meant.cluster, nodes, meant.ray_address, machines.snapshot))
+    return submit_target(meant.on, TargetOptions(meant.cluster, nodes, meant.ray_address, machines.snapshot))
 
 
 def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
@@ -183,18 +201,6 @@ def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
     return f"{counted(len(live), 'run')} left to job {', '.join(sorted(set(live)))}, which is not over and trains them"
 
 
-def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: bool) -> None:
-    """Ask before a large submission; raises InputError without a terminal to ask on."""
-    if yes or hours <= limit:
-        return
-    question = f"submit {hours:.4g} GPU-hours to {where}"
-    if not sys.stdin.isatty():
-        raise InputError(
-            f"{question}: more than confirm_gpu_hours, {limit:g}; give --yes to submit them without a question"
-        )
-    typer.confirm(f"{question}?", abort=True)
-
-
 def _warn_of_room(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
     """Warn if ROOT has too little room for the missing Runs; raises DiskFull if it has none for a checkpoint."""
     series = len({run.series_id for run in made.missing})
@@ -202,11 +208,8 @@ def _warn_of_room(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None
         errors.print(f"warning: {short}", soft_wrap=True)
 
 
-def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) -> None:
-    """Train here, or hand what is missing to backends that outlive this process and print what was handed over."""
-    if not backends[0].outlives:
-        _train(resolved, made, backends[0])
-        return
+def _hand_over(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) -> list[HandedOver]:
+    """Hand what is missing to backends that outlive this process; print and return what was handed over."""
     name = resolved.study.name
     try:
         done = hand_over(resolved, made, backends)
@@ -219,6 +222,7 @@ def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) ->
         console.print(f"nothing of {name} is left to submit{_left_out(made)}")
     place = resolved.root.path
     console.print(f"{hint('status', name, '--watch', root=place)} shows their progress")
+    return done
 
 
 def _left_out(made: Plan) -> str:
@@ -261,8 +265,8 @@ def _print_handed_over(done: HandedOver) -> None:
         )
 
 
-def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
-    """Train what is missing and print the result; exits with 1 if a Run failed."""
+def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> bool:
+    """Train what is missing and print the result; return False if a Run failed."""
     try:
         rows = train_here(resolved, made, backend, StudyProgress(console))
     except DiskFull as full:
@@ -273,5 +277,4 @@ def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
         errors.print(f"error: {full}; {remedy}, then the same command goes on from here")
         raise typer.Exit(1) from full
     print_summary(console, resolved.study.name, rows, resolved.root.path)
-    if any(row.state is RunState.FAILED for row in rows):
-        raise typer.Exit(1)
+    return not any(row.state is RunState.FAILED for row in rows)

@@ -22,7 +22,7 @@ from harness.cli.options import (
     YesOption,
     named_cluster,
 )
-from harness.cli.submit import confirm
+from harness.cli.tasks import confirm
 from harness.cli.terminal import Table
 from harness.common.console import console, errors, print_json
 from harness.common.format import counted

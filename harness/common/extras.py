@@ -17,7 +17,9 @@ class Extra(NamedTuple):
 EXTRAS = {
     "train": Extra(("torch", "deepspeed", "mlflow", "transformers"), ("huggingface_hub", "safetensors")),
     "analysis": Extra(("pandas", "scipy", "plotly", "matplotlib"), ("jinja2", "pyarrow")),
-    "audio": Extra(("music21", "symusic", "pretty_midi", "scikit-learn", "soundfile"), ("sklearn", "soxr")),
+    "audio": Extra(
+        ("av", "music21", "symusic", "pretty_midi", "scikit-learn", "soundfile"), ("sklearn", "soxr")
+    ),
     "slurm": Extra(("submitit",)),
     "ray": Extra(("ray",)),
     "serve": Extra(modules=("psycopg", "psycopg2")),

@@ -27,14 +27,17 @@ def usable_memory() -> int:
 
 
 def oom_kills() -> int:
-    """Return how many processes of this process's cgroup the kernel has killed for memory."""
+    """Return a number that grows when the kernel kills a process of this process's cgroups for memory.
+
+    Those above its own count: the ranks of a SLURM job are in a step of their own, beside that of the batch script.
+    """
+    kills = 0
     for folder in cgroups("memory"):
         for name in ("memory.events", "memory.oom_control"):
             with contextlib.suppress(OSError):
                 text = (folder / name).read_text(encoding="ascii")
-                if found := re.search(r"^oom_kill (\d+)$", text, re.MULTILINE):
-                    return int(found[1])
-    return 0
+                kills += sum(map(int, re.findall(r"^oom_kill (\d+)$", text, re.MULTILINE)))
+    return kills
 
 
 def _ulimits() -> Iterator[int]:

@@ -17,6 +17,7 @@ from harness.common.process import identify_process
 from harness.dispatch.base import Handle, Task
 from harness.dispatch.part import Part
 from harness.plan.allocation import Shape
+from harness.plan.container import Container
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import read_model
 from harness.record.trust import believe
@@ -45,6 +46,8 @@ class Array(Frozen):
     t: float
     copy_of_code: str | None = None
     """State of the code whose copy the jobs run from; null if they run the code installed when they start."""
+    container: Container | None = None
+    """Container that its ranks run in; null if they run with the Python that submitted them."""
     ray_address: str | None = None
     """Address of the job server of the Ray cluster that trains all tasks; null if SLURM does."""
     job_id: str | None = None
@@ -55,6 +58,8 @@ class Array(Frozen):
     """True if the array is known never to have been submitted."""
     backend: str | None = None
     """Registered name of the backend it was submitted to; null for SLURM and for existing Ray clusters."""
+    after: tuple[str, ...] = ()
+    """Jobs that must be over before its tasks begin."""
 
     @property
     def backend_name(self) -> str:
@@ -70,9 +75,8 @@ class Array(Frozen):
     @property
     def digest(self) -> str:
         """SHA-256 of what its jobs do, which their command lines hold: others may write ROOT, and not those."""
-        does = self.model_dump(
-            mode="json", include={"name", "shape", "tasks", "packed", "device", "ray_address"}
-        )
+        fields = {"name", "shape", "tasks", "packed", "device", "ray_address"}
+        does = self.model_dump(mode="json", include=fields | ({"container"} if self.container else set()))
         return hashlib.sha256(canonical_json(does).encode()).hexdigest()
 
     @property
@@ -102,9 +106,9 @@ def new_name() -> str:
 
 def new_array(name: str, shape: Shape, tasks: Sequence[Task], **more: Any) -> Array:
     """Return an array for this process to submit."""
-    return Array(
-        name=name, shape=shape, tasks=tuple(tasks), process=identify_process(), t=time.time(), **more
-    )
+    after = tuple(dict.fromkeys(job for task in tasks for job in task.after))
+    facts = {"process": identify_process(), "t": time.time(), "after": after}
+    return Array(name=name, shape=shape, tasks=tuple(tasks), **facts, **more)
 
 
 class ArrayStore:
@@ -115,7 +119,7 @@ class ArrayStore:
 
     def write(self, array: Array) -> None:
         """Record an array, in place of an earlier record of it."""
-        left_out = {"backend"} if array.backend is None else None
+        left_out = {key for key in ("backend", "container", "after") if not getattr(array, key)}
         write_atomically(self.path_of(array), array.model_dump_json(indent=1, exclude=left_out) + "\n")
 
     def path_of(self, array: Array) -> Path:

@@ -75,8 +75,12 @@ class Task(Frozen):
     """Planned time, including the start."""
     on_gpu: bool = Field(default=True, exclude=True)
     """True if it computes on GPUs where there are any, else on cores alone."""
+    drives_ray: bool = Field(default=False, exclude=True)
+    """True if its work is a driver of a whole Ray of `ranks` devices, and no rank on a device of one."""
     label: str = Field(default="", exclude=True)
     """Size and architecture, for messages."""
+    after: tuple[str, ...] = Field(default=(), exclude=True)
+    """Jobs that must be over, however they end, before it begins: numbers in SLURM, or names in Ray."""
 
     @property
     def title(self) -> str:
@@ -98,6 +102,16 @@ class Task(Frozen):
     def root(self) -> Root:
         """ROOT of its Runs."""
         return Root(self.run_dirs[0].parent.parent)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths that it reads and writes, ROOT first: a container must show them."""
+        try:
+            launch = read_launch(self.root, self.series_id)
+        except InputError:  # its worker says so
+            return [self.root.path]
+        encoder = [] if launch.text_encoder is None else [Path(launch.text_encoder)]
+        return [self.root.path, launch.corpus, *(path for path in encoder if path.is_absolute())]
 
     @property
     def folder(self) -> Path:

@@ -20,10 +20,10 @@ from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.registry import open_backend
 from harness.record.control import Control, joined_in
+from harness.record.hours import JobTime
 from harness.record.jobs import ELSEWHERE, LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.root import Root, read_model, read_run
 from harness.record.series import STUDY
-from harness.record.status import JobTime
 from harness.record.trust import doubt, may_receive_logins
 from ssmttm.errors import InputError
 

@@ -98,7 +98,7 @@ class _Group:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
         self.is_gone = False
-        """True if a rank had ended at the last poll, or nothing moved; all ranks then end because of it."""
+        """True if a rank had ended at the last poll or is spent, or nothing moved; all ranks then end because of it."""
         self.stall: str | None = None
         make_folder(log_dir)
         self._meeting = log_dir.absolute() / f".meeting-{uuid.uuid4().hex[:8]}"
@@ -122,6 +122,9 @@ class _Group:
         if all(process.replies for process in self._processes):
             outcome, *_ = [process.replies.pop(0) for process in self._processes]
             state = state_of(outcome)
+            if any(process.is_spent for process in self._processes):
+                self.is_gone = True
+                self.stop()
         elif self.is_gone:
             state = state_at_end(statuses)
         else:

@@ -7,7 +7,8 @@ Nothing joins a part and no micro-batch can be made smaller for it. Its journal 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -37,6 +38,7 @@ class Part(Task):
     request: str
     """The work as JSON, in the words of its kind."""
     on_gpu: bool = False
+    drives_ray: bool = False
 
     @classmethod
     def of(cls, folder: Path, does: str, request: Mapping[str, JsonValue], **more: Any) -> Self:
@@ -49,6 +51,15 @@ class Part(Task):
     def folder(self) -> Path:
         """Its folder: journal, lock, heartbeat, log."""
         return self.run_dirs[0]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths that it reads and writes: the folder of its work, and those that stand in its request."""
+        named = [Path(text) for text in _texts(json.loads(self.request)) if text.startswith("/")]
+        # A path that the part will make is shown with the folder that holds it.
+        # A text of the request may be no path: os.path.exists takes any.
+        there = [next(folder for folder in (path, *path.parents) if os.path.exists(folder)) for path in named]  # noqa: PTH110
+        return [self.folder.parent.parent, *(path for path in there if path != Path("/"))]
 
     @property
     def title(self) -> str:
@@ -105,6 +116,15 @@ class Part(Task):
     def rest(self, run_dirs: Sequence[Path]) -> Self:
         """Return the part itself."""
         return self
+
+
+def _texts(value: JsonValue) -> Iterator[str]:
+    """Yield every text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 class PartWork:

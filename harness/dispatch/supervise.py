@@ -43,6 +43,8 @@ class JobSupervisor:
         """By Series, its checkpoints when it was last lost, and the number of losses in a row with these."""
         self._stopped: dict[str, Handle] = {}
         """Newest task of each Series whose workers ended before it was over."""
+        self._is_shared = False
+        """True if several tasks were running at the last look."""
         self.trained_at = time.monotonic()
         """Time at which this backend last trained a Series, by the monotonic clock."""
 
@@ -87,7 +89,7 @@ class JobSupervisor:
             for handle, state in ended.items():
                 since = self._since[handle.task.series_id]
                 if state is JobState.OUT_OF_MEMORY and begin_smaller(
-                    handle.task, self.control, since, KILLED
+                    handle.task, self.control, since, KILLED, alone=not self._is_shared
                 ):
                     continue
                 if state not in {JobState.BUSY, JobState.PREEMPTED}:
@@ -104,6 +106,7 @@ class JobSupervisor:
         views = self.backend.views(list(self._open.values()))
         states = {handle: views[handle.job_id].state for handle in self._open.values()}
         over = {handle: state for handle, state in states.items() if state not in LIVE}
+        self._is_shared = sum(state is not JobState.QUEUED for state in states.values()) > 1
         for handle, state in over.items():
             series_id = handle.task.series_id
             del self._open[series_id]
@@ -140,11 +143,12 @@ class JobSupervisor:
         task.give_up(left, f"its worker ended {count} times at the same place; {endings}")
 
 
-def begin_smaller(task: Task, control: Control, since: float, how: str) -> bool:
+def begin_smaller(task: Task, control: Control, since: float, how: str, *, alone: bool = True) -> bool:
     """Have the next start of a Series whose worker was killed for memory take half the micro-batch.
 
     If there is no smaller one its unfinished Runs fail. Returns False if no worker has begun to train it since that
-    time, or another process trains it. `how` says how the worker ended.
+    time, or another process trains it. `how` says how the worker ended, and `alone` is False if other tasks were
+    running. The host's memory tells nothing of what fits on a GPU.
     """
     progress = read_progress(task.folder)
     if not task.has_micro_batch:
@@ -153,7 +157,8 @@ def begin_smaller(task: Task, control: Control, since: float, how: str) -> bool:
         return False
     run, started = read_run(task.run_dirs[0]), progress.started
     layout, device = Layout.model_validate(started["layout"]), str(started.get("device", "cpu"))
-    remember(control.path.parent, run, layout, device, started.get("device_name"))
+    alone = alone and device == "cpu"
+    remember(control.path.parent, run, layout, device, started.get("device_name"), alone=alone)
     said = f"{OUT_OF_MEMORY} with micro-batch {layout.micro_batch}: {how}"
     if layout.micro_batch == 1:
         remedy = what_would_fit(run, layout, on_cuda=device.startswith("cuda"))

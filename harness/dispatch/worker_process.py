@@ -67,6 +67,8 @@ class RankProcess:
         self._oom_kills = oom_kills()
         self.replies: list[str] = []
         """Outcomes of the Series it was fed, oldest first, until the caller removes them."""
+        self.is_spent = False
+        """True if it has lost memory to the last Series, and another process should train the next one."""
 
     @property
     def status(self) -> int | None:
@@ -91,6 +93,7 @@ class RankProcess:
             self.is_ready = self.is_ready or "ready" in reply
             if "outcome" in reply:
                 self.replies.append(reply["outcome"])
+                self.is_spent = reply.get("is_spent", False)
 
     def wait_for_reply(self, seconds: float) -> None:
         """Wait up to `seconds` for an outcome that is not yet taken, or for the end of the process."""

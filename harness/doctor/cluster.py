@@ -18,6 +18,7 @@ import psutil
 from harness.common.format import GIB
 from harness.common.gpus import VISIBLE, read_gpus
 from harness.common.validation import first_line
+from harness.doctor.container import examine_container
 from harness.doctor.machine import Finding
 from harness.doctor.slurm import examine_slurm
 from harness.plan.cluster import Profile, load_profile
@@ -62,6 +63,7 @@ def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:
     yield setup_lines(profile)
     if profile.gpus:
         yield gpus_of_node(profile)
+    yield from examine_container(profile)
     yield from examine_slurm(profile)
     yield bad_nodes(root)
     yield location("root on the nodes", root, profile, "choose --root on a file system that all nodes see")

@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.common.disk import write_atomically
 from harness.evaluate.model import Trained
+from harness.record.root import read_model_if_there
 from harness.study.run import Frozen
 from ssmttm.errors import InputError
 
@@ -78,19 +79,35 @@ def write_pieces(
     frames: int,
     sampling: Sampling,
     seed: int,
+    *,
+    anew: bool = True,
 ) -> Iterator[SoundFile]:
-    """Generate, decode and write one piece per prompt, prompt i with the seed `seed` + i; yield each once written."""
+    """Generate, decode and write one piece per prompt, prompt i with the seed `seed` + i; yield each once written.
+
+    Unless `anew`, pieces that were written with the same settings stay. Prompts are generated in blocks of BATCH from
+    the first, so that a process that writes whole blocks of more prompts writes the same files.
+    """
     import soundfile  # fails before generation if it is not installed
 
     from ssmttm.generation import generate
 
     facts = trained.codec.facts
     for first in range(0, len(prompts), BATCH):
-        some = prompts[first : first + BATCH]
+        some, paths = prompts[first : first + BATCH], files[first : first + BATCH]
         seeds = range(seed + first, seed + first + len(some))
+        kept = [
+            None if anew else kept_piece(path, trained.run.run_id, prompt, frames, sampling, own)
+            for path, prompt, own in zip(paths, some, seeds, strict=True)
+        ]
+        if all(kept):
+            yield from filter(None, kept)
+            continue
         codes = generate(trained.model, trained.read(some), frames, sampling, seeds)
         heard = trained.codec.decode(codes.cpu().numpy().astype(np.uint16))
-        for prompt, own, audio, path in zip(some, seeds, heard, files[first:], strict=False):
+        for prompt, own, audio, path, before in zip(some, seeds, heard, paths, kept, strict=True):
+            if before is not None:
+                yield before
+                continue
             peak = float(np.abs(audio).max())
             scale = PEAK / peak if peak > 1 else 1.0
             piece = SoundFile(
@@ -107,8 +124,29 @@ def write_pieces(
             )
             sound = io.BytesIO()
             soundfile.write(sound, audio * np.float32(scale), facts.sample_rate, "PCM_16", format="WAV")
-            beside = path.with_name(f"{path.name}.json")
+            beside = _beside(path)
             beside.unlink(missing_ok=True)  # it describes the sound that is about to be replaced
             write_atomically(path, sound.getvalue())
             write_atomically(beside, piece.model_dump_json(indent=1) + "\n")
             yield piece
+
+
+def kept_piece(
+    path: Path, run_id: str, prompt: str, frames: int, sampling: Sampling, seed: int
+) -> SoundFile | None:
+    """Return the piece that a file holds if it was generated with just these settings, else None."""
+    if not path.is_file():
+        return None
+    try:
+        held = read_model_if_there(_beside(path), SoundFile)
+    except InputError:
+        return None
+    wanted = (path.name, run_id, prompt, frames, asdict(sampling), seed)
+    if held is None or (held.file, held.run_id, held.prompt, held.frames, held.sampling, held.seed) != wanted:
+        return None
+    return held
+
+
+def _beside(path: Path) -> Path:
+    """Return the path of the JSON file that describes a sound."""
+    return path.with_name(f"{path.name}.json")

@@ -20,6 +20,7 @@ from harness.common.format import GIB
 from harness.common.gpus import Gpu, read_gpus
 from harness.common.limits import usable_memory
 from harness.common.validation import PlainPath, read_yaml, validate, with_home
+from harness.plan.container import Container
 from harness.plan.peaks import is_slice, peak_flops
 from harness.plan.speed import Device
 from harness.record.root import Layout
@@ -201,6 +202,8 @@ class Profile(Frozen):
     reservation: Name | None = None
     setup: tuple[str, ...] = ()
     """Shell lines a job begins with, such as `module load cuda/12.8`; each job runs them unchanged."""
+    container: Container | None = None
+    """Container that jobs run in; null runs them with the Python that submits."""
     node_failures: tuple[str, ...] = ()
     """Patterns (Python's re) of further lines in a job's logs by which a node has failed, and not a run."""
     snapshot: bool = False
@@ -293,6 +296,21 @@ class Profile(Frozen):
             field.name: getattr(self, field.name) for field in fields(Cluster) if hasattr(self, field.name)
         }
         return Cluster(**same, hours=self.hours_in(self.partitions_for(1)))
+
+    @property
+    def container_of_jobs(self) -> Container | None:
+        """The container with the driver of the GPUs where nodes have some; None if jobs have no container."""
+        return self.container.with_gpus() if self.container and self.gpus else self.container
+
+    def check_container(self, places: Mapping[str, Path] | None = None) -> None:
+        """Raise InputError if the container's image is missing, or it cannot show one of these paths."""
+        if self.container is None:
+            return
+        where = f"--cluster {self.name}"
+        self.container.check_image(where)
+        if self.container.image_file is not None:
+            self.check_shared(f"{where}: container.image", self.container.image_file)
+        self.container.check_paths(places or {})
 
     def check_shared(self, where: str, path: Path) -> None:
         """Raise InputError where `path` is on no file system that every node sees."""

@@ -15,6 +15,7 @@ from harness.record.root import Layout
 from harness.study.run import Precision, Run
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
+from ssmttm.model.layers.layer import How
 from ssmttm.text.config import BYTE_WIDTH
 
 BUCKET = 200_000_000
@@ -58,8 +59,10 @@ class Memory:
         return self.peak * (1 / GIB)
 
 
-def memory(run: Run, layout: Layout, *, on_cuda: bool = False, kernels: bool = True) -> Memory:
-    """Estimate the memory of a rank that trains a Run on a layout; `kernels` if mixers on CUDA have their own.
+def memory(run: Run, layout: Layout, *, on_cuda: bool = False, is_fused: bool | None = None) -> Memory:
+    """Estimate the memory of a rank that trains a Run on a layout.
+
+    is_fused: mamba-ssm's kernels do the work of Mamba-2 mixers; on CUDA they do unless told otherwise.
 
     The peak is where the backward pass begins, where it ends with all gradients and their bucket, or in the
     optimiser step, whichever is highest.
@@ -68,14 +71,14 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False, kernels: bool = T
     whole = 4.0 * trained_parameters(model)
     share = whole / layout.ranks
     bucket = min(whole, 4.0 * BUCKET)
+    if run.precision is Precision.BF16 and layout.zero_stage:
+        bucket *= 1.5  # DeepSpeed reduces gradients of autocast weights in a bucket of their own, in bfloat16
     saved = activation_bytes(
         model,
         run.frames,
         layout.micro_batch,
         checkpointed=layout.activation_checkpointing,
-        precision=run.precision,
-        on_cuda=on_cuda,
-        kernels=kernels,
+        how=how_computed(run.precision, on_cuda=on_cuda, is_fused=is_fused),
     )
     if run.precision is Precision.BF16:
         saved += whole / 2  # autocast keeps the weights it has cast until the forward pass ends
@@ -83,7 +86,9 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False, kernels: bool = T
     if layout.zero_stage == 0:
         weights, optimiser = whole, 2 * whole
         gradients = whole
-        begin, end, step = (whole if again else 0.0) + saved, whole + bucket, whole + 0.5 * whole
+        # A step over all weights at once, as on CUDA, has the roots of all second moments beside the gradients.
+        step = (2.0 if on_cuda else 1.5) * whole
+        begin, end = (whole if again else 0.0) + saved, whole + bucket
     elif layout.zero_stage == 3:
         kept = _persistent(model)
         weights, optimiser = share + kept, 3 * share
@@ -125,20 +130,14 @@ def activation_bytes(
     micro_batch: int,
     *,
     checkpointed: bool = False,
-    precision: Precision = Precision.FP32,
-    on_cuda: bool = False,
-    kernels: bool = True,
+    how: How = How(),  # noqa: B008  # a tuple
 ) -> float:
     """Return the bytes of activations at their peak; `checkpointed` if only the input of each block is saved."""
     text = model.text.max_positions
     steps = frames + model.n_codebooks - 1
     length = steps + (text if model.architecture.has_prefix else 0)
-    half = 0.5 if precision is Precision.BF16 else 1.0
-    layers = [
-        layer.saved(model, length, half=half, on_cuda=on_cuda and kernels)
-        for layer in model.architecture.layers
-    ]
-    around = _around_a_layer(model, half, on_cuda=on_cuda)
+    layers = [layer.saved(model, length, how) for layer in model.architecture.layers]
+    around = _around_a_layer(model, how)
     block = sum(around + saved.kept for saved in layers)
     last = max(saved.at_once for saved in layers) + 2 * model.d_model
     blocks = model.n_blocks * model.d_model + block if checkpointed else model.n_blocks * block
@@ -153,12 +152,21 @@ def activation_bytes(
     return 4.0 * micro_batch * (blocks * length + beginning + ends)
 
 
-def _around_a_layer(model: ModelConfig, half: float, *, on_cuda: bool) -> float:
-    """Return the floats a position that a residual sub-layer saves beside those of its layer."""
+def how_computed(precision: Precision, *, on_cuda: bool, is_fused: bool | None = None) -> How:
+    """Return how a model is computed; on CUDA by mamba-ssm's kernels unless told otherwise."""
+    half = 0.5 if precision is Precision.BF16 else 1.0
+    return How(half, on_cuda, on_cuda if is_fused is None else is_fused)
+
+
+def _around_a_layer(model: ModelConfig, how: How) -> float:
+    """Return the floats a position that a residual sub-layer saves beside those of its layer.
+
+    They are the residual stream and the reciprocal of its size, the layer's input, and what dropout keeps. Without
+    CUDA's fused norm there are the normed values before their weight too.
+    """
     d = model.d_model
-    # The residual stream; without CUDA's fused norm, the normed values before their weight; dropout's factors.
-    saved = 2.0 * d + 1 + (0 if on_cuda else d) + (d if model.dropout > 0 else 0)
-    return saved + half * d if half < 1 else saved  # cast for the first product
+    saved = d + 1 + how.half * d + (how.mask(d) if model.dropout > 0 else 0.0)
+    return saved if how.on_cuda else saved + d
 
 
 def _persistent(model: ModelConfig) -> float:

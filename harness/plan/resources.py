@@ -5,7 +5,8 @@ choices hold, and each other choice comes with a sentence that gives the reason.
 
 ROOT/studies/NAME/out_of_memory.jsonl records the micro-batches that did not fit, a line each time a rank ran out of
 memory, so that no later Series of that shape tries them again. A shape is everything but the micro-batch that decides
-the memory of a rank; seeds, learning rates and iterations do not.
+the memory of a rank; seeds, learning rates and iterations do not. Where other work took memory of the same device, the
+failure tells nothing of the shape, and counts for its own Series alone.
 """
 
 from __future__ import annotations
@@ -54,18 +55,19 @@ class Refused:
     """A study's record of micro-batches that did not fit."""
 
     def __init__(self, study_dir: Path) -> None:
-        self._failed: dict[str, list[tuple[int, str, str | None]]] = {}
+        self._failed: dict[str, list[tuple[int, str, str | None, str | None]]] = {}
         for line in read_lines(study_dir / NAME):
             shape, micro, device = line.get("shape"), line.get("micro_batch"), line.get("device")
             if isinstance(shape, str) and isinstance(micro, int) and isinstance(device, str):
-                self._failed.setdefault(shape, []).append((micro, device, line.get("device_name")))
+                only = None if line.get("alone", True) else line.get("series")
+                self._failed.setdefault(shape, []).append((micro, device, line.get("device_name"), only))
 
     def most(self, run: Run, layout: Layout, kind: str, device_name: str | None) -> int | None:
         """Return half of the smallest micro-batch that failed on such a device (0 for one of 1), None if none did."""
         failed = [
             micro
-            for micro, device, name in self._failed.get(_shape(run, layout), ())
-            if device == kind and same_device(device_name, name)
+            for micro, device, name, only in self._failed.get(_shape(run, layout), ())
+            if device == kind and same_device(device_name, name) and only in {None, run.series_id}
         ]
         return min(failed) // 2 if failed else None
 
@@ -268,8 +270,13 @@ def _shape(run: Run, layout: Layout) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def remember(study_dir: Path, run: Run, layout: Layout, device: str, device_name: str | None) -> None:
-    """Record that a layout's micro-batch did not fit; any rank may call it, since a line is written whole."""
+def remember(
+    study_dir: Path, run: Run, layout: Layout, device: str, device_name: str | None, *, alone: bool = True
+) -> None:
+    """Record that a layout's micro-batch did not fit; any rank may call it, since a line is written whole.
+
+    `alone` is False if other work took memory of the device: later starts of this Series alone then begin smaller.
+    """
     make_folder(study_dir)
     fields = {
         "t": round(time.time(), 3),
@@ -279,6 +286,7 @@ def remember(study_dir: Path, run: Run, layout: Layout, device: str, device_name
         "micro_batch": layout.micro_batch,
         "device": device.split(":", maxsplit=1)[0],
         "device_name": device_name,
+        "alone": alone,
     }
     path = study_dir / NAME
     with appending(path) as descriptor:
@@ -289,7 +297,7 @@ def without_kernels(run: Run, layout: Layout, gib: float) -> Layout:
     """Return the layout with the largest micro-batch that fits into so many GiB of a GPU without mixers' kernels."""
     for micro in reversed([one for one in divisors(run.batch // layout.ranks) if one <= layout.micro_batch]):
         tried = _with_micro_batch(run, layout, micro)
-        if micro == 1 or memory(run, tried, on_cuda=True, kernels=False).gib.high <= gib:
+        if micro == 1 or memory(run, tried, on_cuda=True, is_fused=False).gib.high <= gib:
             break
     return tried
 
@@ -300,7 +308,7 @@ def what_would_fit(run: Run, layout: Layout, *, on_cuda: bool) -> str:
     def peak(**changes: int | bool) -> float:
         asked = layout.model_copy(update={"micro_batch": 1, **changes})
         asked = asked.model_copy(update={"accumulation": max(1, run.batch // asked.ranks)})
-        return memory(run, asked, on_cuda=on_cuda, kernels=layout.kernels != "torch").gib.expected
+        return memory(run, asked, on_cuda=on_cuda, is_fused=layout.kernels != "torch").gib.expected
 
     now = peak()
     text = f"no memory for a micro-batch of 1, which takes about {now:.3g} GiB a rank"

@@ -23,7 +23,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from harness.common.format import Estimate
-from harness.plan.memory import activation_bytes
+from harness.plan.memory import activation_bytes, how_computed
 from harness.record.journal import Event, read_progress
 from harness.record.root import Layout, Root, read_model, read_model_if_there, write_model
 from harness.record.status import RunState, RunStatus
@@ -136,7 +136,8 @@ def same_device(one: str | None, other: str | None) -> bool:
 def step_work(run: Run, layout: Layout, text_positions: int, *, on_cuda: bool) -> Work:
     """Return the work of a rank in a step of a Run on a layout."""
     model = run.model
-    saved = activation_bytes(model, run.frames, layout.micro_batch, precision=run.precision, on_cuda=on_cuda)
+    how = how_computed(run.precision, on_cuda=on_cuda)
+    saved = activation_bytes(model, run.frames, layout.micro_batch, how=how)
     share = run.batch * run.frames / layout.ranks
     again = 4 / 3 if layout.activation_checkpointing else 1.0
     return Work(

@@ -23,12 +23,13 @@ from harness.plan.allocation import describe_shares
 from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
 from harness.record.control import Control, joined_in
+from harness.record.hours import Hours
 from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.nodes import BadNode
 from harness.record.registry import ResolvedStudy, open_study
 from harness.record.root import Root
 from harness.record.series import unfinished
-from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
+from harness.record.status import RunState, RunStatus, StatusReader, count_states
 from harness.submit.target import Options, last_options
 from ssmttm.errors import InputError
 
@@ -261,8 +262,11 @@ def planned(
 ) -> tuple[ResolvedStudy, Plan]:
     """Open a study and plan the Runs that are left, for this machine or a cluster; starts nothing."""
     resolved = open_study(study, root, changes, fetch=False)
+    profile = load_profile(cluster) if cluster else None
+    if profile is not None:
+        profile.check_container(resolved.places)
     made = plan_of(resolved, cluster)
-    if cluster and (shares := describe_shares(made.missing, load_profile(cluster), "auto")):
+    if profile is not None and (shares := describe_shares(made.missing, profile, "auto")):
         note = ("packing", f"--on auto trains {'; '.join(shares)}")
         made = replace(made, notes=(*made.notes, note))
     return resolved, made

@@ -50,7 +50,7 @@ class PartStatus:
     step: int
     """Steps that are done and kept."""
     reason: str | None = None
-    """Why it failed or was interrupted, or why its job waits."""
+    """Reason why it failed or was interrupted, or why its job waits."""
     job_id: str = ""
 
 
@@ -117,7 +117,7 @@ def run_parts(
 
 
 class PartsHandedOver(NamedTuple):
-    """What became of parts that were to be submitted."""
+    """The result of handing parts over."""
 
     handles: list[Handle]
     """Those that were submitted now."""

@@ -13,7 +13,7 @@ from harness.common.extras import missing_package
 from harness.common.format import counted
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.dispatch.registry import BACKENDS, open_backend
-from harness.plan.cluster import lasting_name, load_profile, profile_names
+from harness.plan.cluster import Profile, lasting_name, load_profile, profile_names
 from harness.record.registry import ResolvedStudy
 from harness.record.trust import believe, doubt
 from ssmttm.errors import InputError
@@ -38,8 +38,8 @@ def target_of(
     if nodes is not None and on in {"local", "slurm"}:
         why = "the job of a series takes the nodes it needs" if on == "slurm" else "this machine is one node"
         raise InputError(f"--nodes {nodes}: applies to packed series, with --on ray or auto; {why}")
-    if on == "ray" and not has_ray():
-        raise InputError(f"--on ray: {missing_package(ModuleNotFoundError(name='ray'))}")
+    if on == "ray" and cluster is None:
+        _check_ray(None)
     if ray_address is not None:
         for option, value in (("--cluster", cluster), ("--nodes", nodes), ("--snapshot", snapshot)):
             if value is not None:
@@ -60,12 +60,14 @@ def target_of(
     if cluster is None:
         raise InputError(f"--on {on}: name the cluster with --cluster: {', '.join(profile_names())}")
     profile = load_profile(cluster)
+    if on == "ray":
+        _check_ray(profile)
     if nodes is not None and nodes > profile.most_nodes:
         most = counted(profile.most_nodes, "node")
         raise InputError(f"--nodes {nodes}: {profile.name} allows a job at most {most}")
     if snapshot is not None:
         profile = profile.model_copy(update={"snapshot": snapshot})
-    if on == "auto" and not has_ray():
+    if on == "auto" and not has_ray(profile):
         errors.print("warning: Ray is not installed; each series is submitted as a separate job")
         on = "slurm"
     return SubmitTarget(on, profile, cluster, nodes)
@@ -82,9 +84,15 @@ def backends_of(target: SubmitTarget, resolved: ResolvedStudy) -> list[Backend]:
     return [open_backend(name, folder, target, jobs) for name in names]
 
 
-def has_ray() -> bool:
-    """Return True if Ray is installed here, and so for jobs too, which run with this Python."""
-    return importlib.util.find_spec("ray") is not None
+def has_ray(profile: Profile | None) -> bool:
+    """Return True if Ray is installed here, and so for jobs too, which run with this Python unless in a container."""
+    in_image = profile is not None and profile.container is not None
+    return in_image or importlib.util.find_spec("ray") is not None
+
+
+def _check_ray(profile: Profile | None) -> None:
+    if not has_ray(profile):
+        raise InputError(f"--on ray: {missing_package(ModuleNotFoundError(name='ray'))}")
 
 
 class Options(NamedTuple):

@@ -43,6 +43,29 @@ class MicroBatch(NamedTuple):
     """(batch, codebooks, steps) int64, -100 where the model predicts nothing."""
     text: TextBatch
 
+    def to(self, device: str) -> MicroBatch:
+        """Return it on a device."""
+        return MicroBatch(self.inputs.to(device), self.targets.to(device), self.text.to(device))
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return its tensors, as many as `of` takes."""
+        return self.inputs, self.targets, self.text.values, self.text.mask, self.text.dropped
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, targets: torch.Tensor, *text: torch.Tensor) -> MicroBatch:
+        """Return the micro-batch of these tensors."""
+        from ssmttm.text.text_batch import TextBatch
+
+        return cls(inputs, targets, TextBatch(*text))
+
+
+class StepBatch(NamedTuple):
+    """The samples that one rank trains in one step."""
+
+    micro_batches: Sequence[MicroBatch]
+    n_targets: int
+    """Number of targets in the global batch, of all ranks."""
+
 
 class Batches:
     """The training and held-out batches of a Run on a layout."""
@@ -66,8 +89,8 @@ class Batches:
         positions = mean_text_positions(self.run.model.text, sample)
         return training_flops(self.run.model, self.run.frames, positions) / self.run.model.n_codebooks
 
-    def training_step(self, step: int) -> tuple[list[MicroBatch], int]:
-        """Return this rank's micro-batches of a step and the number of targets in the global batch."""
+    def training_step(self, step: int) -> StepBatch:
+        """Return this rank's samples of a step, on the host."""
         import torch
 
         run, layout = self.run, self.layout
@@ -86,12 +109,14 @@ class Batches:
             width = batch.text.mask.shape[1]
             # Text is padded on the left: a caption's last position is the last column in every batch.
             lost = torch.from_numpy(np.ascontiguousarray(masked[here, n_positions - width :]))
-            text = batch.text.without(lost.to(self.device))
-            micro_batches.append(MicroBatch(batch.inputs, batch.targets, text))
-        return micro_batches, int(lengths.sum()) * run.model.n_codebooks
+            micro_batches.append(batch._replace(text=batch.text.without(lost)))
+        return StepBatch(micro_batches, int(lengths.sum()) * run.model.n_codebooks)
 
     def held_out(self) -> Iterator[MicroBatch]:
-        """Yield this rank's share of the held-out clips, equally many batches on every rank; the last may be empty."""
+        """Yield this rank's share of the held-out clips on its device, equally many batches on every rank.
+
+        The last may be empty.
+        """
         n_clips = min(len(self.valid), self.run.eval_clips or len(self.valid))
         size = self.layout.micro_batch
         rounds = -(-n_clips // (size * self.layout.ranks))
@@ -101,9 +126,8 @@ class Batches:
             real = indices < n_clips
             indices = np.where(real, indices, 0)
             lengths = np.where(real, np.minimum(self.valid.lengths(indices), self.run.frames), 0)
-            yield self._micro_batch(
-                self.valid, indices, np.zeros_like(indices), lengths, np.zeros(size, dtype=bool)
-            )
+            whole, kept = np.zeros_like(indices), np.zeros(size, dtype=bool)
+            yield self._micro_batch(self.valid, indices, whole, lengths, kept).to(self.device)
 
     def _micro_batch(
         self, dataset: TokenDataset, indices: Ints, starts: Ints, lengths: Ints, dropped: Bools
@@ -116,8 +140,7 @@ class Batches:
         window = starts[:, None, None] + np.arange(self.run.frames)
         codes = torch.from_numpy(np.take_along_axis(whole, window, axis=2))
         inputs, targets = delay(codes, torch.from_numpy(lengths), self.run.model.special)
-        text = self.captions(dataset.captions(indices), dropped)
-        return MicroBatch(inputs.to(self.device), targets.to(self.device), text.to(self.device))
+        return MicroBatch(inputs, targets, self.captions(dataset.captions(indices), dropped))
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -126,6 +149,18 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     Dropout also depends on the layout, since the micro-batches of a rank draw one after the other.
     """
     return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")
+
+
+def seed_dropout(seed: int, device: str) -> None:
+    """Seed the generators that draw dropout on a device.
+
+    torch.manual_seed seeds all devices, and where CUDA is not in use it notes the caller's stack for each: 0.5 ms.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed(seed)
 
 
 def _captions(run: Run, launch: Launch, datasets: Sequence[TokenDataset], text_root: Path) -> ReadCaptions:

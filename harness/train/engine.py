@@ -7,8 +7,10 @@ change a result or waste memory on a small model.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +63,6 @@ class Engine:
     def __init__(self, run: Run, layout: Layout, ranks: Ranks) -> None:
         import deepspeed
         import torch
-        from deepspeed.runtime.utils import clip_grad_norm_
 
         from ssmttm.compat import pickle_zero_stages_by_value
         from ssmttm.model.music_lm import MusicLM, weight_decay_groups
@@ -70,6 +71,7 @@ class Engine:
         self.run, self.layout, self.ranks = run, layout, ranks
         torch.manual_seed(run.seed)
         model = MusicLM(run.model).to(ranks.device)
+        _models.add(model)
         model.checkpoints_activations = layout.activation_checkpointing
         decayed, spared = weight_decay_groups(model)
         settings = run.optimiser
@@ -89,11 +91,18 @@ class Engine:
         """Largest gradient norm since it was last read: reading it waits until a GPU has done all that it was given."""
 
         def clip() -> None:
-            self.deepspeed._global_grad_norm = clip_grad_norm_(
-                model.parameters(), self.deepspeed.gradient_clipping()
-            )
+            self.deepspeed._global_grad_norm = clip_gradients(model, self.deepspeed.gradient_clipping())
 
-        self.deepspeed.clip_fp32_gradients = clip  # without ZeRO; DeepSpeed's own drops the norm
+        # Without ZeRO; DeepSpeed's own drops the norm, and waits for the GPU twice.
+        self.deepspeed.clip_fp32_gradients = clip
+
+    def free(self) -> None:
+        """Let go of the model and its optimiser; the engine is of no use afterwards.
+
+        ZeRO's hooks on the gradients hold it, in circles through autograd that the garbage collector cannot see.
+        """
+        with contextlib.suppress(RuntimeError):  # it waits for the GPU, whose error is known by now
+            self.deepspeed.destroy()
 
     def step(self, losses: Sequence[Callable[[], torch.Tensor]], learning_rate: float) -> None:
         """Take one optimiser step over the micro-batches of this rank.
@@ -200,10 +209,49 @@ class Engine:
             return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
+def clip_gradients(model: torch.nn.Module, most: float) -> torch.Tensor:
+    """Scale all gradients so that their norm is at most `most`; return the norm of before.
+
+    Nothing waits for a GPU, and the result is that of DeepSpeed's clip_grad_norm_ to the bit.
+    """
+    import torch
+
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.stack(torch._foreach_norm(gradients)).pow(2).sum().sqrt()
+    # A number divided by a tensor would be multiplied by its reciprocal, and rounded twice.
+    share = torch.full_like(norm, most) / (norm + 1e-6)
+    torch._foreach_mul_(gradients, share.clamp(max=1.0))
+    return norm
+
+
+_models: weakref.WeakSet[MusicLM] = weakref.WeakSet()
+"""Models of the engines that this process has built and still holds."""
+
+
+def engines_held() -> int:
+    """Return the number of engines in memory; one of ZeRO 3 stays for good (DeepSpeed 0.19.8)."""
+    return len(_models)
+
+
+def free_memory() -> None:
+    """Free what engines that nothing refers to have held, on the device too: other tasks may share it."""
+    import torch
+
+    from ssmttm.compat import return_freed_memory
+
+    gc.collect()  # an engine refers to itself
+    return_freed_memory()
+    torch.cuda.empty_cache()  # does nothing without a GPU
+
+
 class Usage:
-    """Samples the resources that this process and its device use."""
+    """Samples the resources that this process and its device use for one Series."""
 
     def __init__(self, device: str) -> None:
+        if device.startswith("cuda"):  # a warm process has had others
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
         self._device = device
         self._process = psutil.Process()
         self._process.cpu_percent()  # counts from here

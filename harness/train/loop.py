@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,9 @@ from harness.record.result import Result, describe_result
 from harness.record.root import Launch, Layout, Root
 from harness.record.series import WorkList
 from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
-from harness.train.batches import Batches, MicroBatch, dropout_seed
+from harness.train.agreement import Agreement
+from harness.train.ahead import Ahead
+from harness.train.batches import Batches, MicroBatch, StepBatch, dropout_seed, seed_dropout
 from harness.train.checkpoint import Saver, load, save_weights
 from harness.train.engine import Engine, Usage
 from harness.train.ranks import Ranks
@@ -56,7 +59,7 @@ class Diverged(RuntimeError):
     """The loss, a gradient or a weight is not finite, or the loss is far above that of a uniform guess."""
 
 
-class SeriesTrainer:
+class SeriesTrainer(AbstractContextManager["SeriesTrainer"]):
     """Trains the unfinished Runs of one Series in the order in which they leave the trunk."""
 
     def __init__(
@@ -84,13 +87,15 @@ class SeriesTrainer:
         # Another process may be embedding the same captions.
         with heartbeat.counting(lambda: (written_bytes(), size_of(root.text))):
             self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
+        self._usage = Usage(ranks.device)
         self.engine = Engine(self.first, self.layout, ranks)
+        self._ahead = Ahead(self.batches.training_step, ranks.device)
+        self._agreement = Agreement(ranks)
         self.work = work
         self._work_state: tuple[int, ...] = ()
         # Iterations of the cancelled Runs: hashing a Run at every step would take 1 % of a small one.
         self._cancelled: set[int] = set()
         self._look_again = 0.0  # by the monotonic clock
-        self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the trunk's newest evaluation."""
         self._saver = Saver(ranks, launch, heartbeat)
@@ -101,6 +106,10 @@ class SeriesTrainer:
         """True if that state is the trunk's, False if a branch's."""
         self.tokens = 0
         self._restart_clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.__exit__()
+        self.engine.free()
 
     def train(self, journal: Journal | None) -> Outcome:
         """Train the Series; `journal` is the trunk's, open on the first rank alone.
@@ -135,6 +144,7 @@ class SeriesTrainer:
         if self._resume(self.checkpoint_folder, 1, branch):
             self.on_trunk = True
         elif not self.on_trunk:
+            self.engine.free()
             self.engine = Engine(self.first, self.layout, self.ranks)
             self.step, self.tokens, self.on_trunk = 0, 0, True
         outcome = self._walk(branch, partial(trunk_learning_rate, run.schedule, run.optimiser.lr), run)
@@ -209,8 +219,9 @@ class SeriesTrainer:
     def _walk(self, target: int, rate: Callable[[int], float], run: Run) -> Outcome:
         """Step until `target`; log, evaluate and save on the way; end early at a signal, a cancellation or a fence."""
         self._restart_clock()
+        start = self.step
         while self.step < target:
-            outcome = self._agree(run)
+            outcome = self._agree(run, at_once=self.step == start)
             if outcome is Outcome.PREEMPTED:
                 self._save()
                 received = self.stop.reason
@@ -219,7 +230,8 @@ class SeriesTrainer:
             if outcome is not Outcome.DONE:
                 return outcome
             done = self.step + 1
-            self._take_step(rate(self.step), must_log=done == target and not self.on_trunk)
+            batch = self._ahead.take(self.step, target)
+            self._take_step(batch, rate(self.step), must_log=done == target and not self.on_trunk)
             # Before saving, so that the checkpoint records the loss and a kill in between does not cost the evaluation.
             if self.on_trunk and self.launch.eval_every and done % self.launch.eval_every == 0:
                 loss, by_codebook = self.evaluate()
@@ -230,36 +242,34 @@ class SeriesTrainer:
                 self._save()
         return Outcome.DONE
 
-    def _take_step(self, lr: float, *, must_log: bool) -> None:
+    def _take_step(self, batch: StepBatch, lr: float, *, must_log: bool) -> None:
         import torch
 
         from ssmttm.model.loss import codebook_cross_entropy
 
-        micro_batches, n_targets = self.batches.training_step(self.step)
-        torch.manual_seed(dropout_seed(self.first.seed, self.step, self.ranks.rank))
+        seed_dropout(dropout_seed(self.first.seed, self.step, self.ranks.rank), self.ranks.device)
         smoothing = self.first.regularisation.label_smoothing
         shares: list[torch.Tensor] = []
 
-        def share_of(batch: MicroBatch) -> torch.Tensor:
+        def share_of(part: MicroBatch) -> torch.Tensor:
             self.heartbeat.move(Activity.STEP, self.step + 1)
-            logits = self.engine.deepspeed(batch.inputs, batch.text)
-            sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
-            share: torch.Tensor = sums.sum() / n_targets
+            logits = self.engine.deepspeed(part.inputs, part.text)
+            sums, _ = codebook_cross_entropy(logits, part.targets, smoothing)
+            share: torch.Tensor = sums.sum() / batch.n_targets
             shares.append(share.detach())
             self.heartbeat.go_on()
             return share
 
-        self.engine.step([partial(share_of, batch) for batch in micro_batches], lr)
+        self.engine.step([partial(share_of, part) for part in batch.micro_batches], lr)
         self.step += 1
-        self.tokens += n_targets
+        self.tokens += batch.n_targets
         is_logged = must_log or self.step == 1 or self.step % self.launch.log_every == 0
         if is_logged:
             loss = float(self._sum_over_ranks(torch.stack(shares).sum()))
             uniform = math.log(self.first.model.vocabulary)
             if not math.isfinite(loss) or loss > 3 * uniform:
                 raise self._diverged(f"training loss is {loss:.4g} (a uniform guess has {uniform:.4g})")
-        # A single GPU would have to be waited for; several ranks wait for each other at each step in any case.
-        looks = is_logged or self.ranks.world > 1 or self.ranks.device == "cpu"
+        looks = is_logged or self.ranks.device == "cpu"  # a GPU would have to be waited for
         if looks and not math.isfinite(norm := self.engine.worst_grad_norm()):
             raise self._diverged(f"gradient norm is {norm}")
         if is_logged:
@@ -314,8 +324,8 @@ class SeriesTrainer:
 
     # -- between steps
 
-    def _agree(self, run: Run) -> Outcome:
-        """Return the highest outcome that any rank has found; DONE goes on."""
+    def _agree(self, run: Run, *, at_once: bool) -> Outcome:
+        """Return the highest outcome that any rank had found a step ago, or `at_once` now; DONE goes on."""
         mine = Outcome.PREEMPTED if self.stop.reason else Outcome.DONE
         now = time.monotonic()
         if self.journal is not None and now >= self._look_again:
@@ -326,13 +336,7 @@ class SeriesTrainer:
                 self._check_fences()
             except Fenced:
                 mine = Outcome.FENCED
-        if self.ranks.world == 1:
-            return mine
-        import torch
-
-        highest = torch.tensor([int(mine)], device=self.ranks.device)
-        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
-        return Outcome(int(highest.item()))
+        return Outcome(self._agreement.exchange(mine, at_once=at_once))
 
     def _check_fences(self) -> None:
         """Raise Fenced if a newer attempt has taken over this journal or the trunk's."""

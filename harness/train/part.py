@@ -57,7 +57,7 @@ class Stopped(Exception):
 
 
 class Order(Frozen):
-    """What a worker needs to know of a part."""
+    """The part that a worker is to do, and the kind of its work."""
 
     does: str
     """Kind of its work, a key of WORK."""

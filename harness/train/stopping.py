@@ -6,7 +6,9 @@ reads the flag between two steps, asks all ranks whether any received a signal, 
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -35,29 +37,49 @@ STACK_SECONDS = 1.0
 """Time for that before a stalled worker is killed."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
-MEMORY_ERRORS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA out of memory",
-    "could not create a primitive",
+MEMORY_ERRORS = re.compile(
+    r"""
+    CUDA\ out\ of\ memory                                   # torch's allocator, in a plain RuntimeError
+    | CUDA(\ driver)?\ error:\ out\ of\ memory               # AcceleratorError, at whichever call comes next
+    | Triton\ Error\ \[CUDA\]:\ out\ of\ memory               # a kernel that is loaded
+    | CUDA_ERROR_OUT_OF_MEMORY | cudaErrorMemoryAllocation
+    | CU(BLAS|DNN|SOLVER|SPARSE|RAND)_STATUS_(?:\w+_)?ALLOC(?:ATION)?_FAILED | CUFFT_ALLOC_FAILED
+    | Cuda\ failure\ (?:2\ )?'out\ of\ memory'                # NCCL's last error, and its own word for it
+    | Failed\ to\ CUDA\ (?:host\ )?[mc]?alloc
+    | NVML_SUCCESS\ ==\ .*CUDACachingAllocator              # the allocator, where NVML cannot name the free memory
+    | DefaultCPUAllocator:\ (?:can't\ allocate|not\ enough)\ memory
+    | std::bad_alloc | unable\ to\ mmap\ .*Cannot\ allocate\ memory
+    | could\ not\ create\ a\ primitive                      # oneDNN, which gives no reason
+    """,
+    re.VERBOSE,
 )
-"""Texts of torch's plain RuntimeErrors for lack of memory; the last is oneDNN's, which gives no reason."""
+"""Texts of plain RuntimeErrors for lack of memory. Triton's OutOfResources is none: a kernel that needs more shared
+memory than a GPU has needs it at every batch size.
+"""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an error reports a lack of memory, on the CPU or a GPU."""
-    named = type(error).__name__ == "OutOfMemoryError"  # torch's, recognised without importing torch
-    said = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_ERRORS)
-    return isinstance(error, MemoryError) or named or said
+    """Return True if an error, or one that it names as its cause, reports a lack of memory on the host or a GPU."""
+    # torch's own class is recognised by its name, without importing torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, RuntimeError) and MEMORY_ERRORS.search(str(error)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def exit_status(run: Callable[[], int], log: logging.Logger) -> int:
-    """Return the exit status that `run` returns.
+    """Return the exit status that `run` returns, or with which it exits.
 
-    Log wrong input, a bad node and a full disk, and return 2, 71 or 74 for them.
+    Log wrong input, a bad node and a full disk, and return 2, 72 or 74 for them.
     """
     try:
         return run()
+    except SystemExit as error:
+        # Of one rank among several: it ends at once, before it frees what the others wait for.
+        return error.code if isinstance(error.code, int) else 1
     except InputError as error:
         log.error("%s", error)
         return 2

@@ -6,15 +6,15 @@
 
 Runs of one Series train together along their trunk. When the Runs it was given are over, a worker trains those that
 other studies have added to the work list of the Series. A worker with --feed answers each line with one JSON line on
-standard output. It keeps its imports and its process group until its input ends, since starting a process costs more
-than training a small model. Its log goes to standard error and to the series' log file.
+standard output: the outcome, and if the process is spent, since it still holds an engine. It keeps its imports and its
+process group until its input ends, since starting a process costs more than training a small model. Its log goes to
+standard error and to the series' log file.
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
-import gc
 import json
 import logging
 import os
@@ -38,17 +38,17 @@ from harness.common.process import (
     stop_when_parent_ends,
 )
 from harness.common.streams import flush_or_drop
-from harness.plan.resources import remember, what_would_fit
 from harness.record.control import Control
 from harness.record.heartbeat import Heartbeat
 from harness.record.journal import Event, Fenced, Journal, Progress, read_progress
-from harness.record.kinds import OUT_OF_MEMORY, Kind
+from harness.record.kinds import Kind
 from harness.record.nodes import NodeFailure, need_on_node, node_failure_in
 from harness.record.provenance import commit, installed_version, running_code
 from harness.record.root import Launch, Layout, Root, read_launch, read_run
 from harness.record.series import SeriesLock, WorkList, scheduler_job, study_of
 from harness.study.run import Run
 from harness.tracking.live import mirrored_beside
+from harness.train.engine import engines_held, free_memory
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.part import work_on
@@ -57,6 +57,7 @@ from harness.train.ranks import (
     device_name,
     initialise_ranks,
 )
+from harness.train.shortage import note_shortage
 from harness.train.stopping import (
     EXIT_NO_SPACE,
     EXIT_PREEMPTED,
@@ -132,7 +133,8 @@ def _serve(stop: StopFlag) -> int:
     while not stop.reason and not requests.is_ended:
         for line in requests.read(LISTEN_SECONDS):
             outcome = _work_fed(json.loads(line), stop)
-            replies.write(json.dumps({"outcome": outcome}) + "\n")
+            # A process that still holds an engine would lack its memory: others are started in its place.
+            replies.write(json.dumps({"outcome": outcome, "is_spent": bool(engines_held())}) + "\n")
     return 0
 
 
@@ -147,6 +149,9 @@ def _work_fed(order: Any, stop: StopFlag) -> str:
                 outcome = train_series(runs, root, stop)
     except InputError as error:
         log.error("%s", error)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # The others wait for this rank, unless they have seen it too.
+            raise SystemExit(2) from error
     except DiskFull as error:
         log.error("%s", error)
         outcome = "no_space"
@@ -200,6 +205,7 @@ class _SeriesWork:
         self.work = WorkList(root, self.series_id, given, Control(launch.control))
         self.journal: Journal | None = None
         """Journal of the trunk, on the first rank alone."""
+        self._held = engines_held()  # before this Series
 
     def train(self) -> str:
         """Train the Series unless another process does; return the outcome."""
@@ -221,7 +227,7 @@ class _SeriesWork:
                         return outcomes[-1]
                 return "failed" if "failed" in outcomes else "finished"
             finally:
-                gc.collect()  # an engine refers to itself, and the next Series needs its memory
+                free_memory()  # for the next Series
                 lock.release()
 
     def _acquire(self, lock: SeriesLock) -> bool:
@@ -287,7 +293,7 @@ class _SeriesWork:
                         self.journal.append(Event.WARNING, text=text)
                 outcome = self._attempt(layout, facts)
                 start = Event.RESUMED
-                gc.collect()  # the next attempt needs the memory of this one
+                free_memory()  # for the next attempt
                 if outcome is Outcome.DONE and (more := self.ranks.run_on_first(self._left, list[Run])):
                     log.info("series %s: %d more runs have joined or are retried", self.series_id, len(more))
                     self.runs = more
@@ -295,7 +301,10 @@ class _SeriesWork:
                     continue
                 if outcome is not None:
                     break
-                reason = self._out_of_memory(layout)
+                first, is_free = self.runs[0], engines_held() <= self._held
+                reason = note_shortage(
+                    first, layout, self.launch, self.ranks, self.folder, self.journal, is_free=is_free
+                )
                 if reason is not None:
                     log.error("series %s: %s", self.series_id, reason)
                     self.journal = self.journal or Journal.open(self.folder)
@@ -337,7 +346,7 @@ class _SeriesWork:
     def _attempt(self, layout: Layout, facts: Mapping[str, Any]) -> Outcome | None:
         """Train on a layout; return None if memory ran out. Nothing refers to the engine afterwards."""
         try:
-            return SeriesTrainer(
+            with SeriesTrainer(
                 self.root,
                 self.runs,
                 self.launch,
@@ -347,31 +356,13 @@ class _SeriesWork:
                 self.heartbeat,
                 facts,
                 self.work,
-            ).train(self.journal)
+            ) as trainer:
+                return trainer.train(self.journal)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             log.error("out of memory: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
             return None
-
-    def _out_of_memory(self, layout: Layout) -> str | None:
-        """Record that a micro-batch did not fit; return why the Series fails if there is no smaller one.
-
-        One of several ranks exits, since the others may wait for it; the next start reads the record.
-        """
-        run, device = self.runs[0], self.ranks.device
-        remember(self.launch.control.parent, run, layout, device, self.process["device_name"])
-        text = f"{OUT_OF_MEMORY} with micro-batch {layout.micro_batch} on rank {self.ranks.rank}"
-        if layout.micro_batch == 1:
-            return what_would_fit(run, layout, on_cuda=device.startswith("cuda"))
-        if self.ranks.world == 1:
-            if self.journal is not None:
-                text = f"{text}; training resumes from the last checkpoint with a smaller one"
-                self.journal.append(Event.WARNING, text=text)
-            return None
-        log.error("series %s: %s", self.series_id, text)
-        (self.journal or Journal.open(self.folder)).leave(Kind.OUT_OF_MEMORY, text)
-        raise SystemExit(EXIT_PREEMPTED)
 
     def _fail(self, reason: str, kind: Kind) -> str:
         """Record a failure in the trunk's journal and in those of its Runs; return the outcome.

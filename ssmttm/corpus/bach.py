@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from ssmttm.corpus.bach_captions import bach_captions
-from ssmttm.corpus.manifest import Skipped
+from ssmttm.corpus.manifest import SetAside, Skipped
 from ssmttm.corpus.packages import installed_folder, installed_version
 from ssmttm.corpus.render import Note, Part, orchestrate, program_for, render
 from ssmttm.corpus.soundfont import soundfont
@@ -59,6 +59,10 @@ class BachSource:
                     )
                 )
         return refs, skipped
+
+    def set_aside(self) -> tuple[SetAside, ...]:
+        """Return nothing: captions are made of the scores."""
+        return ()
 
     def identity(self) -> dict[str, JsonValue]:
         """Return nothing: the specification identifies the music, which comes with the packages."""

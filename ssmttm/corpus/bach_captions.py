@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ssmttm.corpus.caption_files import listed
+from ssmttm.corpus.tag_captions import listed
 
 _KEYBOARDS = ("piano", "organ", "continuo", "harpsichord")
 _MAJOR = ("C", "D-flat", "D", "E-flat", "E", "F", "F-sharp", "G", "A-flat", "A", "B-flat", "B")

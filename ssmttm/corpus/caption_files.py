@@ -1,216 +1,121 @@
-"""Read caption files: CSV, JSON, JSONL, text with a caption a line, and MTG-Jamendo's TSV, whose tags become captions.
+"""Read the rows of caption files: which sound file each names, and its captions.
 
-A row names a sound file (except in plain text) and describes it. Names are relative to the audio directory. A name
-that leaves the directory is refused, because caption files come from other people.
+A row that cannot be used is set aside and counted, since one of a million must not stop a build.
 """
 
-import csv
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from ssmttm.corpus.caption_formats import Fault, read_records
+from ssmttm.corpus.caption_keys import LICENCE_KEYS, NAME_KEYS, START_KEYS, captions_of, first_of, key_of
+from ssmttm.corpus.manifest import SetAside
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
 
-_NAME_KEYS = ("path", "file", "file_name", "filename", "audio", "location", "ytid", "track_id", "id")
-_CAPTION_KEYS = ("caption", "captions", "text", "description", "prompt")
-_LICENCE_KEYS = ("licence", "license")
-_MAX_LINE = 2**20  # characters
-_MAX_JSON_BYTES = 2**28
-_MAX_COLUMNS = 1000
+_MOST_NAMED = 3
+"""Rows that are named for each reason."""
 
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """One row of a caption file."""
+    """One caption of a row of a caption file."""
 
     name: str
-    """Path of the sound file in the audio directory, or its name without the suffix."""
+    """Name that the row gives its sound file: a path, a name without the suffix or an id; not checked."""
     caption: str
     title: str
     licence: str
     where: str
-    """Place of the row, for messages."""
+    """Place of the row in its file, for messages."""
+    start: str = ""
+    """Second at which the clip begins in its video, for names of such clips."""
+    group_keys: tuple[str, ...] = ()
+    """Facts as `kind:value` that keep tracks together."""
+    split: str = ""
+    """Split that the row names."""
 
 
-def read_captions(path: Path, *, named: bool = True) -> Iterator[CaptionRow]:
-    """Yield the rows of a caption file; raises InputError that names the file and the row that is wrong.
+About = Callable[[Mapping[str, Any]], tuple[tuple[str, ...], str]]
+"""Returns the group keys and the split of a record."""
 
-    named: require that every row names a sound file; otherwise the name may be empty.
+
+def says_nothing(_: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Return no facts of a record."""
+    return (), ""
+
+
+class Faults:
+    """Rows that are set aside, counted by file and reason."""
+
+    def __init__(self) -> None:
+        self._count: dict[tuple[str, str], int] = {}
+        self._first: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, file: str, where: str, reason: str) -> None:
+        """Count a row of a file; `reason` is the rest of a sentence about it."""
+        key = (file, reason)
+        self._count[key] = self._count.get(key, 0) + 1
+        if len(first := self._first.setdefault(key, [])) < _MOST_NAMED:
+            first.append(where)
+
+    def found(self) -> tuple[SetAside, ...]:
+        """Return what was counted, the commonest reason first."""
+        ordered = sorted(self._count.items(), key=lambda item: (-item[1], item[0]))
+        return tuple(
+            SetAside(file=file, reason=reason, rows=count, first=tuple(self._first[file, reason]))
+            for (file, reason), count in ordered
+        )
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{one.file}, {one.first[0]}: {one.reason}" + (f" ({one.rows:,} rows)" if one.rows > 1 else "")
+            for one in self.found()[:_MOST_NAMED]
+        )
+
+
+def read_captions(
+    path: Path, *, named: bool = True, faults: Faults | None = None, about: About = says_nothing
+) -> Iterator[CaptionRow]:
+    """Yield the captions of a caption file, row by row.
+
+    named: require that every row names a sound file, and yield all captions of a row; otherwise rows are prompts, whose
+    name may be empty, and a row with several captions is the prompt of the first. faults: collects the rows that cannot
+    be used; without it the first of them raises InputError that names file and row, as does a file of another form.
+    about: reads the facts that keep tracks together, and the split.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such captions file")
-    readers = {
-        ".csv": _csv_rows,
-        ".json": _json_rows,
-        ".jsonl": _jsonl_rows,
-        ".tsv": _jamendo_rows,
-        ".txt": _text_rows,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        ending = path.suffix or "a name without an ending"
-        raise InputError(
-            f"{path}: captions are read from .csv, .json, .jsonl, .txt or a Jamendo .tsv, not {ending}"
-        )
-    try:
-        for where, row in reader(path):
-            yield _caption_row(f"{path}, {where}", row, named=named)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    for where, record in read_records(path, named=named):
+        rows = _caption_rows(where, record, named=named, about=about)
+        if isinstance(rows, list):
+            yield from rows
+        elif faults is None:
+            raise InputError(f"{path}, {where}: {rows.reason}")
+        else:
+            faults.add(path.name, where, rows.reason)
 
 
-def sentence_from_tags(tags: list[str]) -> str:
-    """Return a caption of MTG-Jamendo tags such as `genre---rock`, `instrument---guitar`, `mood/theme---calm`."""
-    kinds: dict[str, list[str]] = {}
-    for tag in tags:
-        kind, _, value = tag.partition("---")
-        if value:
-            kinds.setdefault(kind.split("/")[0], []).append(_COMPOUNDS.get(value, value))
-    genre, instrument, mood = (kinds.get(kind, []) for kind in ("genre", "instrument", "mood"))
-    words = f"{listed(mood)} {listed(genre)} music".strip() if mood or genre else "music"
-    return f"{words[:1].upper()}{words[1:]}{f' with {listed(instrument)}' if instrument else ''}."
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(_MAX_LINE)
-    with closing(_decoded(path, newline="")) as lines:
-        reader = csv.DictReader(lines)
-        try:
-            if len(reader.fieldnames or ()) > _MAX_COLUMNS:
-                raise InputError(f"{path}: has more than {_MAX_COLUMNS:,} columns; keep file and caption")
-            for row in reader:
-                if None in row:
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: more fields than the header; quote the caption"
-                    )
-                yield f"line {reader.line_num}", row
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if (size := path.stat().st_size) > _MAX_JSON_BYTES:
-        raise InputError(
-            f"{path}: has {size:,} bytes, and at most {_MAX_JSON_BYTES:,} are read at once; save the captions as "
-            "JSONL, with one record a line"
-        )
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        data = parse_json(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield f"key {key!r}", {"path": key, **(value if isinstance(value, dict) else {"caption": value})}
-    elif isinstance(data, list):
-        for number, value in enumerate(data):
-            yield f"item {number}", value
-    else:
-        raise InputError(f"{path}: should be a mapping from file to caption, or a list of records")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, line in _lines(path):
-        try:
-            yield where, parse_json(line)
-        except ValueError as error:
-            raise InputError(f"{path}, {where}: not valid JSON: {error}") from None
-
-
-def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((where, {"caption": line}) for where, line in _lines(path))
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_decoded(path), start=1):
-        if line.strip():
-            yield f"line {number}", line
-
-
-def _decoded(path: Path, newline: str | None = None) -> Generator[str]:
-    """Yield the lines of a text file; raises InputError for an overlong one."""
-    with path.open(newline=newline, encoding="utf-8-sig") as file:
-        number = 0
-        while line := file.readline(_MAX_LINE + 1):
-            number += 1
-            if len(line) > _MAX_LINE:
-                raise InputError(
-                    f"{path}, line {number}: is longer than {_MAX_LINE:,} characters; write one caption a line"
-                )
-            yield line
-
-
-def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with closing(_decoded(path)) as lines:
-        header = next(lines, "").rstrip("\r\n").split("\t")
-        if header[:6] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]:
-            raise InputError(
-                f"{path}, line 1: a TSV must have MTG-Jamendo's header TRACK_ID ARTIST_ID ALBUM_ID PATH DURATION TAGS"
-            )
-        for number, line in enumerate(lines, start=2):
-            fields = line.rstrip("\r\n").split("\t")
-            if len(fields) < 6:
-                raise InputError(
-                    f"{path}, line {number}: has {len(fields)} fields, a Jamendo row has 6 or more"
-                )
-            yield f"line {number}", {"path": fields[3], "caption": sentence_from_tags(fields[5:])}
-
-
-def _caption_row(where: str, row: Any, *, named: bool) -> CaptionRow:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: should be a record with path and caption, is {type(row).__name__}")
-    record = {str(key).strip().lower(): value for key, value in row.items()}
-    name = _first(record, _NAME_KEYS)
-    caption = _first(record, _CAPTION_KEYS)
+def _caption_rows(where: str, record: Any, *, named: bool, about: About) -> list[CaptionRow] | Fault:
+    if isinstance(record, Fault):
+        return record
+    if not isinstance(record, dict):
+        return Fault(f"should be a record with path and caption, is {type(record).__name__}")
+    keyed = {key_of(key): value for key, value in record.items()}
+    name = first_of(keyed, NAME_KEYS)
+    captions = captions_of(keyed)
     if not name and named:
-        raise InputError(f"{where}: names no file; one of {', '.join(_NAME_KEYS)} is needed")
-    if not caption:
-        raise InputError(f"{where}: has no caption; one of {', '.join(_CAPTION_KEYS)} is needed")
-    plain = PurePosixPath(name.replace("\\", "/"))
-    if plain.is_absolute() or ".." in plain.parts or ":" in "".join(plain.parts[:1]):
-        raise InputError(f"{where}: {name!r} is outside the audio directory; give a path relative to it")
-    return CaptionRow(
-        name=str(plain) if name else "",
-        caption=" ".join(caption.split()),
-        title=_first(record, ("title",)),
-        licence=_first(record, _LICENCE_KEYS),
-        where=where,
-    )
-
-
-def _first(record: dict[str, Any], keys: tuple[str, ...]) -> str:
-    for key in keys:
-        value = record.get(key)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, str | int) and str(value).strip():
-            return str(value).strip()
-    return ""
-
-
-# The common ones of the compounds that Jamendo writes as one word.
-_COMPOUNDS = {
-    "acousticguitar": "acoustic guitar",
-    "electricguitar": "electric guitar",
-    "classicalguitar": "classical guitar",
-    "drummachine": "drum machine",
-    "easylistening": "easy listening",
-    "electricpiano": "electric piano",
-    "popfolk": "pop folk",
-    "poprock": "pop rock",
-    "singersongwriter": "singer-songwriter",
-    "hiphop": "hip hop",
-    "drumnbass": "drum and bass",
-    "triphop": "trip hop",
-    "newage": "new age",
-    "hardrock": "hard rock",
-    "punkrock": "punk rock",
-}
+        return Fault(f"names no file; one of {', '.join(NAME_KEYS)} is needed")
+    if not captions and {"duration", "sample_rate"} <= keyed.keys():
+        return Fault(
+            "has no caption but AudioCraft's facts; without `captions`, the song.json beside song.wav is read"
+        )
+    if not captions:
+        return Fault("has no caption")
+    title, licence, start = (first_of(keyed, keys) for keys in (("title",), LICENCE_KEYS, START_KEYS))
+    group_keys, split = about(record)
+    facts = {"title": title, "licence": licence, "where": where, "start": start}
+    return [
+        CaptionRow(name=name, caption=caption, group_keys=group_keys, split=split, **facts)
+        for caption in (captions if named else captions[:1])
+    ]

@@ -7,7 +7,7 @@ import numpy as np
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.rvq import entropy_bits
 from ssmttm.corpus.dataset import TokenDataset
-from ssmttm.corpus.manifest import Manifest, load_manifest
+from ssmttm.corpus.manifest import Grouping, Manifest, SetAside, load_manifest
 from ssmttm.files import Frozen
 
 _CLIPS = 256  # read at once: 2 MB of tokens at 4 codebooks and 500 frames
@@ -41,6 +41,10 @@ class CorpusDescription(Frozen):
     skipped: int
     skipped_reasons: dict[str, tuple[str, ...]]
     """The tracks that were left out, by reason."""
+    set_aside: tuple[SetAside, ...]
+    """Rows of caption files that were not used."""
+    grouping: Grouping | None
+    """Tracks that were kept together in one split; None if an older version built the corpus."""
     captions: tuple[str, ...]
     """Captions of the first clips of the training split."""
 
@@ -60,7 +64,9 @@ def describe(corpus: Path) -> CorpusDescription:
         clip_seconds=manifest.frames / manifest.codec.frame_rate,
         licences=manifest.licences,
         skipped=len(manifest.skipped),
+        grouping=manifest.grouping,
         skipped_reasons=left_out(manifest),
+        set_aside=manifest.set_aside,
         captions=tuple(shown.captions(range(min(5, len(shown))))),
     )
 

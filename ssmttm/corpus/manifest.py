@@ -64,6 +64,52 @@ class Skipped(Frozen):
     reason: str
 
 
+class SetAside(Frozen):
+    """Rows of a caption file that were not used, for one reason."""
+
+    file: str
+    reason: str
+    """The rest of a sentence about such a row: `has no caption`."""
+    rows: int = Field(gt=0)
+    first: tuple[str, ...]
+    """Places of the first rows in the file."""
+
+
+class Leak(Frozen):
+    """Tracks of a published split that share a fact and stand in several splits."""
+
+    by: str
+    """Kind of the fact: artist, album, content, near-duplicate or a column of the captions file."""
+    value: str
+    """The shared fact; empty for kinds that have no name."""
+    tracks: dict[str, tuple[str, ...]]
+    """The first of the tracks in each split."""
+
+
+class Grouping(Frozen):
+    """Tracks that were kept together when the corpus was split."""
+
+    by: tuple[str, ...]
+    """Kinds of facts that were compared."""
+    groups: int = Field(ge=0)
+    """Groups of the tracks that the corpus uses, those of one track included."""
+    tracks: int = Field(ge=0)
+    largest: int = Field(ge=0)
+    """Tracks of the largest group."""
+    largest_by: tuple[str, ...] = ()
+    """Kinds of the facts that join the largest group."""
+    shared: dict[str, int] = Field(default_factory=dict)
+    """For each kind the number of facts that two or more tracks share."""
+    twins: int = Field(default=0, ge=0)
+    """Tracks left out since another one holds the same sound."""
+    published: str = ""
+    """Origin of a published split; empty if the splits were drawn."""
+    leaking: dict[str, int] = Field(default_factory=dict)
+    """For each kind the number of facts that tracks of several splits share."""
+    leaks: tuple[Leak, ...] = ()
+    """The first leaks of each kind."""
+
+
 class Clip(Frozen):
     """One line of a clips file: a clip's origin and caption."""
 
@@ -90,6 +136,9 @@ class Manifest(Frozen):
     splits: dict[str, SplitFacts]
     licences: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    set_aside: tuple[SetAside, ...] = ()
+    grouping: Grouping | None = None
+    """None in corpora of older versions, which kept only the pieces of source bach together."""
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     """The specification that made the content; the next build compares itself with it."""
     codec_files: dict[InsidePath, str] = Field(default_factory=dict)

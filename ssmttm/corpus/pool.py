@@ -17,6 +17,8 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Self, TypeVar
 
+from ssmttm.corpus.progress import PULSE_SECONDS
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,8 +28,15 @@ _AHEAD = 4  # jobs in flight for each worker, which bounds memory
 class Pool:
     """Workers, each of which ran `setup(*arguments)` once; a single worker is the calling process."""
 
-    def __init__(self, workers: int, setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self.workers = workers
+    def __init__(
+        self,
+        workers: int,
+        setup: Callable[..., None],
+        arguments: tuple[Any, ...],
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start the workers. pulse: called about each second while this process waits for them."""
+        self.workers, self._pulse = workers, pulse
         self._executor: ProcessPoolExecutor | None = None
         if workers > 1:
             self._executor = ProcessPoolExecutor(
@@ -62,7 +71,9 @@ class Pool:
                     running.add(self._executor.submit(job, item))
                 if not running:
                     return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+                done, running = wait(running, PULSE_SECONDS, FIRST_COMPLETED)
+                if not done:
+                    self._pulse()
                 for future in done:
                     yield future.result()
         except BrokenProcessPool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from ssmttm.corpus.manifest import Skipped
+from ssmttm.corpus.manifest import SetAside, Skipped
 from ssmttm.files import Frozen
 
 Array = npt.NDArray[np.float32]
@@ -32,7 +32,13 @@ class TrackRef(Frozen):
     """Unit of `limit`: all renderings of one score are one piece."""
     group: str
     """Tracks of one group (variants of one piece) are in the same split."""
+    group_keys: tuple[str, ...] = ()
+    """Facts as `kind:value` (groups.py) that the captions give; tracks that share one are in the same split."""
+    split: str = ""
+    """Split in which a published split has the track; empty if splits are drawn."""
     path: Path
+    by_content: bool = False
+    """True if the content of `path` identifies the track; otherwise the source's own version does."""
     captions: tuple[str, ...] = ()
     title: str = ""
     licence: str = ""
@@ -48,7 +54,9 @@ class TrackFacts(Frozen):
     placed: bool = False
     """True if `{part}` in the captions stands for the clip's place: `the opening of`, `a passage from`."""
     content: str = ""
-    """Equal for tracks that hold the same music; empty if the source does not compare them."""
+    """Equal for tracks that hold the same music; of sound files, the hash of the decoded samples."""
+    group_keys: tuple[str, ...] = ()
+    """Facts as `kind:value` (groups.py) that the tags in the sound file give."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,9 @@ class Source(Protocol):
 
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
         """Return all tracks by name, and the unusable ones; raises InputError if the source is wrong."""
+
+    def set_aside(self) -> tuple[SetAside, ...]:
+        """Return the rows of captions that could not be used, by reason."""
 
     def identity(self) -> dict[str, JsonValue]:
         """Return the facts of the source that decide the content and are cheap to find out."""

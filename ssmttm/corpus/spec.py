@@ -5,16 +5,31 @@ a path counts instead.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
 from ssmttm.files import Frozen
 
+_OF_LATER_STAGES = {"limit", "valid", "test", "min_fill", "licence", "language", "group_by", "splits"}
+GROUP_BY = ("album", "artist", "content")
+VALID = 0.1
+"""Share of the tracks held out for validation if the user gives none."""
 RECIPE = 1
 """Version of the build: raised when the same specification would give other tokens than before."""
+
+
+def _words(given: object) -> object:
+    """Return the names of a text such as `artist,album`, sorted; `none` is no name."""
+    words = given.split(",") if isinstance(given, str) else given
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        return given
+    found = sorted({" ".join(word.split()) for word in words})
+    if "" in found or ("none" in found and len(found) > 1):
+        raise ValueError("should be names with commas between them, such as artist,album, or none alone")
+    return tuple(word for word in found if word != "none")
 
 
 class BuildSpec(Frozen):
@@ -22,9 +37,11 @@ class BuildSpec(Frozen):
 
     source: Literal["bach", "folder"]
     audio: Path | None = None
-    """folder: the directory of wav, flac, ogg and mp3 files."""
+    """folder: the directory of the sound files."""
     captions: Path | None = None
-    """folder: captions by file, as CSV, JSON, JSONL, or an MTG-Jamendo TSV."""
+    """folder: a file whose rows name file and caption, or a folder with a song.json or song.txt for each song.wav.
+
+    If not given: captions.jsonl and the like in `audio`, else the files beside the sound files."""
     tags: Path | None = None
     """folder: an MTG-Jamendo TSV, whose tags become the captions that `captions` lacks."""
     licence: str | None = None
@@ -39,10 +56,18 @@ class BuildSpec(Frozen):
     """Seconds of a clip."""
     min_fill: float = Field(default=0.5, gt=0, le=1)
     """A track's last clip is kept (padded) when it fills at least this share of a segment."""
-    valid: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the tracks held out for validation; at least one track unless 0."""
-    test: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the tracks held out for testing; at least one track unless 0."""
+    valid: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the tracks held out for validation, at least one track unless 0; None is 0.1, or a published split."""
+    test: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the tracks held out for testing, at least one track unless 0; None is 0, or a published split."""
+    group_by: Annotated[tuple[str, ...], BeforeValidator(_words)] = GROUP_BY
+    """Facts that keep tracks in one split if they share them: of GROUP_BY, and columns of the captions file."""
+    near_duplicates: float | None = Field(default=None, ge=0.5, le=1)
+    """Least likeness of the harmonies (near.py) of tracks that stay in one split; None compares none."""
+    splits: str | None = None
+    """folder: a published split: a file or folder that lists tracks, or a column of the captions file.
+
+    None: the captions' column `split` if it holds tracks out, else splits are drawn; `none`: they are drawn."""
     tempo_bpm: float = Field(default=90.0, ge=20, le=300)
     """bach: quarter notes a minute if the score gives no tempo."""
     transpose: bool = False
@@ -68,9 +93,13 @@ class BuildSpec(Frozen):
         if self.source == "folder" and self.audio is None:
             raise ValueError("source folder needs audio, the directory of the files")
         if self.source == "bach":
-            for key in ("audio", "captions", "tags", "licence"):
+            for key in ("audio", "captions", "tags", "licence", "splits"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{key} is for source folder; source bach has its own music")
+            if self.group_by != GROUP_BY:
+                raise ValueError(
+                    "group_by is for source folder; tracks of one score are one group of source bach"
+                )
             if self.language != "en":
                 raise ValueError(
                     f"language is {self.language!r}; the captions of source bach are English: en"
@@ -81,7 +110,7 @@ class BuildSpec(Frozen):
                 )
         elif self.transpose or self.orchestrate or self.versions > 1:
             raise ValueError("transpose, orchestrate and versions are for source bach")
-        if self.valid + self.test >= 1:
+        if sum(self.held_shares.values()) >= 1:
             raise ValueError(f"valid {self.valid} and test {self.test} leave nothing to train on")
         if self.codec != "rvq":
             for key in ("codebook_size", "sample_rate", "frame_rate", "mel_bands"):
@@ -114,6 +143,35 @@ class BuildSpec(Frozen):
         return settled
 
     @property
+    def held_shares(self) -> dict[str, float]:
+        """Share of the tracks held out for each split where splits are drawn."""
+        return {"valid": VALID if self.valid is None else self.valid, "test": self.test or 0.0}
+
+    @property
+    def splits_path(self) -> Path | None:
+        """File or folder of a published split; None if `splits` names a column or nothing."""
+        path = Path(self.splits or "none").expanduser()
+        return (
+            path if self.splits != "none" and (path.exists() or path.suffix or len(path.parts) > 1) else None
+        )
+
+    def check_published(self, origin: str, splits: set[str]) -> None:
+        """Raise InputError if shares contradict a published split, or if it leaves nothing to train or validate on."""
+        for split, share in (("valid", self.valid), ("test", self.test)):
+            if share is not None and split in splits:
+                raise InputError(
+                    f"{split} is {share:g}, but {origin} gives the {split} split; leave {split} out, or set splits to "
+                    "none to draw the splits"
+                )
+        if "train" not in splits:
+            raise InputError(f"{origin}: gives no training tracks")
+        if "valid" not in splits and self.valid is None:
+            raise InputError(
+                f"{origin}: gives no validation tracks, which training needs; set valid to the share to draw from its "
+                "training tracks, or to 0 for none"
+            )
+
+    @property
     def frames(self) -> int:
         """Frames of a clip."""
         return round(self.segment_seconds * self.frame_rate)
@@ -124,9 +182,30 @@ class BuildSpec(Frozen):
         return max(1, round(self.frames * self.min_fill))
 
     def identity(self) -> dict[str, JsonValue]:
-        """Return all fields but the paths, as plain JSON; the recipe holds a pretrained codec's fingerprint."""
-        paths = {"audio", "captions", "tags", "codec_model"}
-        return self.model_dump(mode="json", exclude=paths if self.codec == "rvq" else paths | {"mel_bands"})
+        """Return all fields but the paths, as plain JSON; the recipe holds a pretrained codec's fingerprint.
+
+        The fields that finished corpora of earlier versions lack are left out at their defaults.
+        """
+        left_out = {"audio", "captions", "tags", "codec_model"} | (
+            set() if self.codec == "rvq" else {"mel_bands"}
+        )
+        left_out |= {key for key in _LATER if getattr(self, key) == type(self).model_fields[key].default}
+        if self.splits_path is not None:
+            left_out.add("splits")
+        return self.model_dump(mode="json", exclude=left_out) | dict(self.held_shares)
+
+
+_LATER = ("group_by", "near_duplicates", "splits")
+
+
+def reading(spec: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the entries of a specification's identity on which the frames of a track depend."""
+    later = set(_OF_LATER_STAGES)
+    if spec.get("source") == "folder":
+        later.add("seed")
+    if spec.get("codec") == "rvq":
+        later |= {"segment_seconds", "codebooks", "codebook_size"}
+    return {key: value for key, value in spec.items() if key not in later}
 
 
 def differences(before: dict[str, JsonValue], now: dict[str, JsonValue], prefix: str = "") -> list[str]:

@@ -1,9 +1,10 @@
 """Draw the tracks of a limit, assign tracks to splits, and cut tracks into clips and shards."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
+from ssmttm.corpus.groups import Group, Groups
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.tracks import ClipPlace, ShardPlan, TrackRecord
@@ -22,29 +23,69 @@ def limited(refs: Sequence[TrackRef], spec: BuildSpec) -> list[TrackRef]:
     return [ref for ref in refs if ref.piece in kept]
 
 
-def split_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> dict[str, list[TrackRecord]]:
-    """Return tracks by split, each group in one split; raises InputError if there are too few."""
-    ordered = sorted(records, key=lambda record: record.track)
-    groups = sorted({record.group for record in ordered}, key=lambda group: _draw(spec.seed, "split", group))
-    held = {
-        split: max(1, round(share * len(groups)))
-        for split, share in (("valid", spec.valid), ("test", spec.test))
-        if share > 0
+def split_tracks(
+    found: Groups, spec: BuildSpec, published: Mapping[str, str] | None = None
+) -> dict[str, list[TrackRecord]]:
+    """Return tracks by split, each group in one split; raises InputError if there are too few.
+
+    published: splits by track, which are kept; the other splits are drawn from its training tracks.
+    """
+    published = published or {}
+    given = {split for split in published.values() if split != "train"}
+    shares = {split: share for split, share in spec.held_shares.items() if share > 0 and split not in given}
+    free = [
+        group
+        for group in found.groups
+        if all(published.get(record.track, "train") == "train" for record in group.tracks)
+    ]
+    held = _held_out(free, shares, spec.seed)
+    order = [split for split in ("valid", "test") if split in shares or split in given]
+    splits: dict[str, list[TrackRecord]] = {split: [] for split in ("train", *order)}
+    drawn = {
+        record.track: split for split, groups in held.items() for group in groups for record in group.tracks
     }
-    if sum(held.values()) >= len(groups):
-        raise InputError(
-            f"{len(groups)} usable pieces are too few to hold out {sum(held.values())} and train on the rest; "
-            "use more music, or set valid and test lower"
-        )
-    where: dict[str, str] = {}
-    start = 0
-    for split, n in held.items():
-        where |= dict.fromkeys(groups[start : start + n], split)
-        start += n
-    splits: dict[str, list[TrackRecord]] = {split: [] for split in ("train", *held)}
-    for record in ordered:
-        splits[where.get(record.group, "train")].append(record)
+    for record in sorted((one for group in found.groups for one in group.tracks), key=lambda one: one.track):
+        splits[drawn.get(record.track, published.get(record.track, "train"))].append(record)
+    empty = [split for split, records in splits.items() if not records]
+    if empty:
+        raise InputError(f"the published split has no usable track in {empty[0]}; check `splits` and `limit`")
     return splits
+
+
+def _held_out(groups: Sequence[Group], shares: Mapping[str, float], seed: int) -> dict[str, list[Group]]:
+    """Return the groups of each held-out split, whose pieces are about their share of all pieces.
+
+    Groups are taken in the order of the draw, and a group that would miss the share by more than it is missed
+    without the group is passed over. Groups of one piece make the same splits as a count of groups.
+    """
+    left = sorted(groups, key=lambda group: _draw(seed, "split", group.name))
+    pieces = sum(group.size for group in groups)
+    wanted = {split: max(1, round(share * pieces)) for split, share in shares.items()}
+    held: dict[str, list[Group]] = {}
+    for split, wish in wanted.items():
+        held[split] = taken = []
+        missing = wish
+        for group in left:
+            if 0 < group.size < 2 * missing:
+                taken.append(group)
+                missing -= group.size
+        if not taken and left:
+            taken.append(min(left, key=lambda group: group.size))
+        names = {group.name for group in taken}
+        left = [group for group in left if group.name not in names]
+    if shares and (not left or not all(held.values()) or sum(wanted.values()) >= pieces):
+        most = max(groups, key=lambda group: group.size, default=None)
+        joined = (
+            f" in {len(groups)} groups, of which one has {most.size} by {', '.join(most.by)}"
+            if most is not None and most.size > 1
+            else ""
+        )
+        advice = " or group by less (group_by)" if joined else ""
+        raise InputError(
+            f"{pieces} usable pieces{joined} are too few to hold out {sum(wanted.values())} and train on the rest; "
+            f"use more music, set valid and test lower{advice}"
+        )
+    return held
 
 
 def clips_of(record: TrackRecord, spec: BuildSpec) -> Iterator[ClipPlace]:

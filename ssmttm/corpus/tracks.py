@@ -7,28 +7,34 @@ so that a track with a record is finished and never read again.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from filelock import Timeout
 from pydantic import ValidationError
 
-from ssmttm.codec.base import Codec
+from ssmttm.codec.base import Audio, Codec, Codes
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
+from ssmttm.corpus.contents import UNKNOWN, FileStamp, current, stamp
 from ssmttm.corpus.manifest import ShardFacts
+from ssmttm.corpus.near import Fingerprint
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
 from ssmttm.files import Frozen, read_document, replacing, sha256_file, write_atomically
+from ssmttm.locks import file_lock
 
 _CLIPS_AT_ONCE = 8  # encoded together by a pretrained codec: 40 MB of audio at 30 s and 44.1 kHz
+_TRIES = 3  # at a file that changes while it is read
+_CHANGED = "changed while it was read"
 
 
 class TrackRecord(Frozen):
@@ -40,6 +46,8 @@ class TrackRecord(Frozen):
     frames: int
     facts: TrackFacts | None
     skipped: str = ""
+    file: FileStamp | None = None
+    """The file that was read, if its content identifies the track."""
 
 
 class ClipPlace(NamedTuple):
@@ -60,6 +68,13 @@ class ShardPlan(NamedTuple):
     clips: tuple[ClipPlace, ...]
 
 
+class Encoder(Protocol):
+    """Turns audio into tokens, in this process or another."""
+
+    def encode(self, audio: Audio) -> Codes:
+        """Return codes (batch, codebooks, frames) of mono audio (batch, samples)."""
+
+
 @dataclass
 class _Worker:
     spec: BuildSpec
@@ -67,6 +82,9 @@ class _Worker:
     corpus: Path
     work: Path
     device: str
+    encoder: Encoder | None
+    """Encodes with the pretrained codec; None to load the corpus's own here."""
+    pulse: Callable[[], None]
 
     @cached_property
     def codec(self) -> Codec:
@@ -88,32 +106,108 @@ def make_source(spec: BuildSpec) -> Source:
     return FolderSource(spec)
 
 
-def start_worker(spec: BuildSpec, corpus: Path, work: Path, device: str) -> None:
-    """Set what this process builds."""
+def start_worker(
+    spec: BuildSpec,
+    corpus: Path,
+    work: Path,
+    device: str,
+    encoder: Encoder | None = None,
+    pulse: Callable[[], None] = lambda: None,
+) -> None:
+    """Set what this process builds; `pulse` is called several times within a long track."""
     global _worker  # noqa: PLW0603  # shared by all jobs of a process
-    _worker = _Worker(spec, make_source(spec), corpus, work, device)
+    _worker = _Worker(spec, make_source(spec), corpus, work, device, encoder, pulse)
 
 
 def read_track(ref: TrackRef) -> TrackRecord:
     """Turn one track into frames on disk and return its record."""
     worker = _this_worker()
+    for _ in range(_TRIES):
+        file = stamp(ref.path) if ref.by_content else None
+        try:
+            frames, facts = _read(worker, ref)
+            end = Decoded(facts, "", file)
+        except SkipTrackError as error:
+            frames, end = 0, Decoded(None, str(error), file)
+        if file is None or current(ref.path, file) is not None:
+            break
+    else:
+        frames, end = 0, Decoded(None, _CHANGED, UNKNOWN)
+    return _keep_record(worker.work, ref, frames, end)
+
+
+class Decoded(NamedTuple):
+    """The end of a track's audio: facts of the track, or the reason to leave it out."""
+
+    facts: TrackFacts | None
+    skipped: str
+    file: FileStamp | None
+    """The file that was read, if its content identifies the track."""
+
+
+def decode_track(ref: TrackRef) -> Iterator[Array | Decoded]:
+    """Yield a track's clips in batches (clips, samples) that a codec encodes together, and at last `Decoded`."""
+    worker = _this_worker()
+    file = stamp(ref.path) if ref.by_content else None
     try:
-        frames, facts, skipped = _read(worker, ref)
+        opened = worker.source.open(ref)
+        heard = _Heard(opened.blocks, worker.spec)
+        yield from _batches(heard, worker.spec)
+        end = Decoded(heard.keep(worker.work, ref, opened.facts), "", file)
     except SkipTrackError as error:
-        frames, facts, skipped = 0, None, str(error)
-    record = TrackRecord(
-        track=ref.track, piece=ref.piece, group=ref.group, frames=frames, facts=facts, skipped=skipped
-    )
-    write_atomically(_file(worker.work, ref.track, "json"), record.model_dump_json().encode())
+        end = Decoded(None, str(error), file)
+    has_changed = file is not None and current(ref.path, file) is None
+    yield Decoded(None, _CHANGED, UNKNOWN) if has_changed else end
+
+
+def keep_codes(
+    work: Path, spec: BuildSpec, ref: TrackRef, end: Decoded, codes: Iterable[Codes]
+) -> TrackRecord:
+    """Write the codes (batch, codebooks, frames) of a decoded track's batches as its frames; return its record."""
+    frames = 0 if end.skipped else _write_frames(work, spec, ref, _frames_of(codes))
+    return _keep_record(work, ref, frames, end)
+
+
+def _keep_record(work: Path, ref: TrackRef, frames: int, end: Decoded) -> TrackRecord:
+    record = TrackRecord(track=ref.track, piece=ref.piece, group=ref.group, frames=frames, **end._asdict())
+    write_atomically(_file(work, ref.track, "json"), record.model_dump_json().encode())
     return record
 
 
-def finished_record(work: Path, track: str) -> TrackRecord | None:
-    """Return the record that an earlier build left of a track, if any."""
+def has_record(work: Path, track: str) -> bool:
+    """Return True if an earlier build read a track of that name."""
+    return _file(work, track, "json").is_file()
+
+
+def finished_record(work: Path, ref: TrackRef) -> TrackRecord | None:
+    """Return the record that an earlier build left of a track, if any and if its file holds the same as then.
+
+    The record says of the track what `ref` says now: captions may have changed meanwhile.
+    """
     try:
-        return TrackRecord.model_validate_json(read_document(_file(work, track, "json")))
+        record = TrackRecord.model_validate_json(read_document(_file(work, ref.track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
+    if record.facts is not None and not record.facts.content:
+        return None  # earlier versions took no hash of the sound
+    if not ref.by_content:
+        return record
+    if record.file is None or (file := current(ref.path, record.file)) is None:
+        return None
+    facts = record.facts
+    if facts is not None:
+        facts = facts.model_copy(
+            update={"captions": ref.captions, "title": ref.title, "licence": ref.licence}
+        )
+    return record.model_copy(update={"piece": ref.piece, "group": ref.group, "facts": facts, "file": file})
+
+
+def load_chroma(work: Path, track: str) -> npt.NDArray[np.uint8]:
+    """Return the fingerprint (frames, 12) of a finished track by memory map."""
+    path = _file(work, track, "chroma")
+    if not path.stat().st_size:
+        return np.zeros((0, 12), np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 12)
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
@@ -123,14 +217,23 @@ def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float
     return file.reshape(-1, spec.mel_bands if fitted else spec.codebooks)
 
 
-def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
-    """Write one shard of tokens; return its split, number and facts."""
+def encode_shard(plan: ShardPlan) -> tuple[ShardPlan, ShardFacts | None]:
+    """Write one shard of tokens; return its facts, None if a worker of another process is writing it."""
     worker = _this_worker()
     name = shard_name(plan.split, plan.number)
     path = worker.corpus / name
-    if path.is_file():  # an earlier build wrote it, whole, from the same recipe
-        facts = ShardFacts(file=name, clips=len(plan.clips), sha256=sha256_file(path))
-        return plan.split, plan.number, facts
+    if not path.is_file():
+        try:
+            with file_lock(worker.work / f"{name}.lock", wait=False):
+                if not path.is_file():
+                    return plan, _write_shard(worker, plan)
+        except Timeout:
+            return plan, None
+    # Another worker or an earlier build wrote it, whole, from the same recipe.
+    return plan, ShardFacts(file=name, clips=len(plan.clips), sha256=sha256_file(path))
+
+
+def _write_shard(worker: _Worker, plan: ShardPlan) -> ShardFacts:
     codes = np.zeros((len(plan.clips), worker.spec.codebooks, worker.spec.frames), dtype=np.uint16)
     for row, clip in enumerate(plan.clips):
         frames = load_frames(worker.work, clip.track, worker.spec)
@@ -140,28 +243,61 @@ def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
             codes[row, :, : clip.frames] = worker.codec.quantise(part.astype(np.float32))
         else:
             codes[row, :, : clip.frames] = part.T
-    return plan.split, plan.number, write_shard(worker.corpus, plan.split, plan.number, codes)
+    return write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
-def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
-    """Write the frames of a track; return their number, its facts, and the reason to leave it out, if any."""
+def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts]:
+    """Write the frames of a track; return their number and its facts."""
     spec = worker.spec
     opened = worker.source.open(ref)
+    heard = _Heard(opened.blocks, spec)
     groups: Iterator[npt.NDArray[np.generic]]
     if spec.codec == "rvq":
-        groups, dtype = mel_of(spec).stream(opened.blocks), "<f2"
+        groups = mel_of(spec).stream(heard)
     else:
-        groups, dtype = _codes(worker.codec, opened.blocks, spec), "<u2"
-    frames = 0
-    with replacing(_frames_file(worker.work, ref.track, spec)) as file:
+        encoder = worker.encoder or worker.codec
+        groups = _frames_of(encoder.encode(batch) for batch in _batches(heard, spec))
+    frames = _write_frames(worker.work, spec, ref, groups, worker.pulse)
+    return frames, heard.keep(worker.work, ref, opened.facts)
+
+
+def _write_frames(
+    work: Path,
+    spec: BuildSpec,
+    ref: TrackRef,
+    groups: Iterable[npt.NDArray[np.generic]],
+    pulse: Callable[[], None] = lambda: None,
+) -> int:
+    """Write the frames of a track, (n, values) in each group, as they come; return their number."""
+    frames, dtype = 0, "<f2" if spec.codec == "rvq" else "<u2"
+    with replacing(_frames_file(work, ref.track, spec)) as file:
         for group in groups:
             file.write(group.astype(dtype).tobytes())
             frames += len(group)
-    skipped = ""
-    if frames < spec.min_frames:
-        least = spec.min_frames / spec.frame_rate
-        skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
-    return frames, opened.facts, skipped
+            pulse()
+    return frames
+
+
+class _Heard:
+    """Blocks of audio, of which the hash and the fingerprint are taken as they pass."""
+
+    def __init__(self, blocks: Iterable[Array], spec: BuildSpec) -> None:
+        self._blocks = blocks
+        self._hash = hashlib.sha256()
+        self.fingerprint = None if spec.near_duplicates is None else Fingerprint(spec.sample_rate)
+
+    def __iter__(self) -> Iterator[Array]:
+        for block in self._blocks:
+            self._hash.update(np.ascontiguousarray(block, "<f4").tobytes())
+            if self.fingerprint is not None:
+                self.fingerprint.add(block)
+            yield block
+
+    def keep(self, work: Path, ref: TrackRef, facts: TrackFacts) -> TrackFacts:
+        """Write the fingerprint of all that passed; return the track's facts, with the hash as its content."""
+        if self.fingerprint is not None:
+            write_atomically(_file(work, ref.track, "chroma"), self.fingerprint.chroma().tobytes())
+        return facts.model_copy(update={"content": facts.content or self._hash.hexdigest()})
 
 
 def mel_of(spec: BuildSpec) -> LogMel:
@@ -169,13 +305,19 @@ def mel_of(spec: BuildSpec) -> LogMel:
     return LogMel(sample_rate=spec.sample_rate, frame_rate=int(spec.frame_rate), bands=spec.mel_bands)
 
 
-def _codes(codec: Codec, blocks: Iterable[Array], spec: BuildSpec) -> Iterator[npt.NDArray[np.uint16]]:
-    """Yield the codes (n, codebooks) of a track's clips, one clip after another."""
+def _batches(blocks: Iterable[Array], spec: BuildSpec) -> Iterator[Array]:
+    """Yield a track's clips in order, in batches (clips, samples) of one length that are encoded together."""
     clip = spec.frames * round(spec.sample_rate / spec.frame_rate)  # samples
     pieces = _cut(blocks, clip)
     while group := list(islice(pieces, _CLIPS_AT_ONCE)):
         for _, batch in groupby(group, len):  # the last clip may be shorter
-            yield from codec.encode(np.stack(list(batch))).transpose(0, 2, 1)
+            yield np.stack(list(batch))
+
+
+def _frames_of(batches: Iterable[Codes]) -> Iterator[Codes]:
+    """Yield the codes (frames, codebooks) of each clip of batches (clips, codebooks, frames)."""
+    for batch in batches:
+        yield from batch.transpose(0, 2, 1)
 
 
 def _cut(blocks: Iterable[Array], samples: int) -> Iterator[Array]:

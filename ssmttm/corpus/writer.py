@@ -13,7 +13,9 @@ from ssmttm.corpus.manifest import (
     FORMAT,
     MANIFEST,
     Clip,
+    Grouping,
     Manifest,
+    SetAside,
     ShardFacts,
     Skipped,
     SplitFacts,
@@ -67,6 +69,8 @@ def write_manifest(
     splits: dict[str, SplitFacts],
     licences: Iterable[str],
     skipped: Iterable[Skipped] = (),
+    set_aside: Iterable[SetAside] = (),
+    grouping: Grouping | None = None,
     recipe: dict[str, JsonValue] | None = None,
 ) -> Manifest:
     """Write the manifest of a corpus whose codec, shards and clips are in place."""
@@ -80,6 +84,8 @@ def write_manifest(
         splits=splits,
         licences=tuple(sorted(set(licences))),
         skipped=tuple(skipped),
+        set_aside=tuple(set_aside),
+        grouping=grouping,
         recipe=recipe or {},
         codec_files={f"codec/{path.name}": sha256_file(path) for path in codec_files},
         fingerprint=content_fingerprint(codec, frames, splits),

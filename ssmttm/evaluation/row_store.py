@@ -4,7 +4,7 @@ All rows can be computed again: a damaged file is reported and deleted, and its 
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ _ITEMS = "items"
 
 
 class RowStore:
-    """A folder of .npz files, each with the rows of some items; for one writer at a time.
+    """A folder of .npz files, each with the rows of some items.
+
+    Several processes may add rows at once; each sees those that were there when it first looked, and its own.
 
     warn: called with a message for every damaged file.
     """
@@ -27,9 +29,10 @@ class RowStore:
     def __init__(self, folder: Path, warn: Callable[[str], None] = lambda _: None) -> None:
         self.folder, self._warn = folder, warn
 
-    def missing(self, n: int) -> list[int]:
-        """Return the items of 0 to n - 1 without rows."""
-        return [item for item in range(n) if item not in self._files]
+    def missing(self, items: int | Iterable[int]) -> list[int]:
+        """Return those of some items without rows; n stands for 0 to n - 1."""
+        wanted = range(items) if isinstance(items, int) else items
+        return [item for item in wanted if item not in self._files]
 
     def add(self, items: Sequence[int], arrays: Arrays) -> None:
         """Write the rows of missing items, in the order of the arrays' first axis."""
@@ -57,7 +60,7 @@ class RowStore:
             try:
                 items = _read(path)[_ITEMS].tolist()
             except _DamagedError as error:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 self._warn(f"{path}: was damaged ({error}); its rows are computed again")
             else:
                 found.update(dict.fromkeys(items, path))

@@ -96,12 +96,8 @@ class Recordings:
 
     def _clip(self, path: Path) -> Audio:
         wanted = round(self.seconds * RECORDING_RATE)
-        blocks: list[Audio] = []
         try:
-            for block in stream_audio(path, RECORDING_RATE):
-                blocks.append(block)
-                if sum(map(len, blocks)) >= wanted:
-                    break
+            blocks = list(stream_audio(path, RECORDING_RATE, self.seconds))
         except SkipTrackError as error:
             raise InputError(f"{path}: {error}; remove it from the reference") from None
         clip = np.concatenate(blocks)[:wanted] if blocks else np.zeros(0, np.float32)

@@ -20,6 +20,8 @@ from threadpoolctl import threadpool_limits
 from tests import reaper
 from tests.benchmarks import (
     bootstrap,
+    corpus,
+    decoding,
     fit,
     generation,
     gpu,
@@ -43,9 +45,11 @@ BENCHMARKS = {
     "points": points.run,
     "generation": generation.run,
     "plan": plan.run,
+    "decoding": decoding.run,
     "packing": packing.run,
     "starts": starts.run,
     "slurm": slurm.run,
+    "corpus": corpus.run,
 }
 THREADS = 1  # as a training process has by default
 LINE = "{:<60} {:>12} {:>12}  {}"

@@ -56,6 +56,7 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
         "exclude": "n2",
         "reservation": "ours",
         "setup": ["export FROM_SETUP=1", "ulimit -c 0"],
+        "container": {"runtime": "apptainer", "image": "docker://registry.example.org/train:1"},
         "node_failures": ["lab disk: .* sick"],
         "snapshot": False,
         "signal_seconds": 33,
@@ -83,6 +84,9 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
         "NumNodes=1",
     ):
         assert said in shown, (said, shown)
+    container = reserved.arrays()[-1].container
+    assert container is not None
+    assert (container.image, container.flags) == ("docker://registry.example.org/train:1", ("--nv",))
     script = reserved.slurm("scontrol", "write", "batch_script", job, "-")
     lines = script.splitlines()
     assert "#SBATCH --signal=USR2@33" in lines

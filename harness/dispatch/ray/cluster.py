@@ -36,6 +36,10 @@ log = logging.getLogger("ssmscale.ray")
 
 START_SECONDS = 300.0
 """Time limit of a start: two processes import Ray one after the other, in 3 s each on an idle core."""
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Size of the object store, which tasks that train do not use; Ray's minimum is 75 MB."""
+DATA_STORE_BYTES = 2**30
+"""Size of the object store for Ray Data: more would be taken from the memory of a node's workers."""
 LAST_SECONDS = 30.0
 """Time that Ray's own processes have to end after the workers have saved."""
 
@@ -80,6 +84,8 @@ class NodePlan(Frozen):
     gpus: WholeNumber
     """GPUs of each node."""
     dashboard: bool = True
+    object_store_bytes: Count = OBJECT_STORE_BYTES
+    """Size of each node's object store."""
 
 
 class NodeEvent(Frozen):
@@ -117,6 +123,11 @@ def make_token(folder: Path) -> Path:
     return path
 
 
+def agent_command(plan: NodePlan) -> list[str]:
+    """Return the command line of each node's agent."""
+    return interpreter("-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json())
+
+
 class RayNodes:
     """The node agents of a Ray, started by one command: by srun, or directly if there is one node."""
 
@@ -134,10 +145,9 @@ class RayNodes:
         self._head_failure: str | None = None
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
-        agent = interpreter("-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json())
         # In its own session: Ctrl-C does not reach the agents, which this process ends in order.
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = start_logged([*command, *agent], self.log, env=environment, **pipes)
+        self._process = start_logged(command, self.log, env=environment, **pipes)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -239,7 +249,9 @@ class RayNodes:
 
 
 @contextmanager
-def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Iterator[RayAddress]:
+def ray_here(
+    cluster: Cluster, folder: Path, *, dashboard: bool = True, object_store_bytes: int = OBJECT_STORE_BYTES
+) -> Iterator[RayAddress]:
     """Run a Ray on this machine during the block, with the cores and GPUs of `cluster`.
 
     `folder` takes its token, its log and ray.json. When the block ends, also by Ctrl-C, or this process is killed,
@@ -255,10 +267,11 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         cpus=cluster.cores,
         gpus=cluster.gpus,
         dashboard=dashboard,
+        object_store_bytes=object_store_bytes,
     )
     # By their names, since the indices of MIG slices are not those of GPUs.
     names = {VISIBLE: ",".join(cluster.device_names)} if cluster.device_names else {}
-    nodes = RayNodes([], plan, {**os.environ, **names})
+    nodes = RayNodes(agent_command(plan), plan, {**os.environ, **names})
     try:
         with nodes.running() as address:
             yield address

@@ -17,12 +17,15 @@ from pathlib import Path
 
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Backend, SubmitTarget, Task, close_work
-from harness.dispatch.ray.dispatcher import RayDispatcher, connected
+from harness.dispatch.ray.dispatcher import LOOK_SECONDS, RayDispatcher, connected
 from harness.dispatch.ray.host import RayDown
+from harness.dispatch.ray.job_server import RayJobs
 from harness.dispatch.slurm.settle import run_job
 from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
+from harness.record.jobs import LIVE, SchedulerUnavailable
 from harness.record.series import unfinished
+from harness.train.part import work_on
 from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag
 
 log = logging.getLogger("ssmscale.ray")
@@ -46,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study_dir = array_file.parent.parent
         with connected(os.environ["RAY_ADDRESS"]):
             stop.install()  # Ray has installed handlers of its own
+            if array.ray_address is not None:  # SLURM itself waits for other jobs
+                wait_for_jobs(array.after, stop)
+            if all(task.drives_ray for task in array.tasks):
+                return drive(array.tasks, stop)
             with RayDispatcher(study_dir, SubmitTarget("ray")) as dispatcher:
                 return train_tasks(array, study_dir, dispatcher, stop)
 
@@ -54,6 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RayDown as error:
         log.error("%s", error)
         return EXIT_NO_NODES
+
+
+def wait_for_jobs(names: Sequence[str], stop: StopFlag) -> None:
+    """Return when none of these jobs of the Ray at RAY_ADDRESS waits or runs, or when told to stop."""
+    while names and not stop.reason:
+        try:
+            views = RayJobs(os.environ["RAY_ADDRESS"]).views()
+        except SchedulerUnavailable as gone:  # as long as this driver lives, the cluster does too
+            log.warning("%s", gone)
+        else:
+            if not any(views[name].state in LIVE for name in names if name in views):
+                return
+        time.sleep(LOOK_SECONDS)
 
 
 def train_tasks(array: Array, study_dir: Path, backend: Backend, stop: StopFlag) -> int:
@@ -80,6 +100,12 @@ def train_tasks(array: Array, study_dir: Path, backend: Backend, stop: StopFlag)
             return 0
     log.info("told to stop (%s): workers save what they have", stop.reason)
     return EXIT_PREEMPTED
+
+
+def drive(tasks: Sequence[Task], stop: StopFlag) -> int:
+    """Do the work of tasks that drive the whole Ray, in this process; returns the exit status. Raises DiskFull."""
+    outcomes = [work_on(task.order, stop) for task in tasks]
+    return EXIT_PREEMPTED if "preempted" in outcomes else 0
 
 
 class _Tasks:

@@ -54,7 +54,7 @@ class RayCluster(Backend):
         return RayJobs(self.address)
 
     def offer(self, places: Mapping[str, Path]) -> Cluster:
-        """Inspect the cluster; raises InputError if it cannot be reached, or does not see two of these paths."""
+        """Inspect the cluster; raises InputError if it cannot be reached, or does not see these paths."""
         if self._seen is None:
             try:
                 seen = _inspect(self.server, *(path.absolute() for path in places.values()))
@@ -132,14 +132,16 @@ def cluster_of(address: str, seen: Seen) -> Cluster:
     )
 
 
-def _inspect(jobs: RayJobs, written: Path, read: Path) -> Seen:
+def _inspect(jobs: RayJobs, written: Path, *read: Path) -> Seen:
     # A file of a unique name tells the folder from another one of the same path. If it does not exist, its parent must.
     there = next(folder for folder in (written, *written.parents) if folder.is_dir())
     mark = there / f".ssmscale-seen-{uuid.uuid4().hex[:8]}"
     name = f"ssmscale-look-{uuid.uuid4().hex[:8]}"
     try:
         mark.touch()
-        jobs.submit(name, python_there("-m", "harness.dispatch.ray.job_server", str(mark), str(read)), {})
+        jobs.submit(
+            name, python_there("-m", "harness.dispatch.ray.job_server", str(mark), *map(str, read)), {}
+        )
         status, output = jobs.wait(name, INSPECT_SECONDS)
     finally:
         mark.unlink(missing_ok=True)
@@ -154,8 +156,8 @@ def _inspect(jobs: RayJobs, written: Path, read: Path) -> Seen:
 
 
 def check_seen(address: str, seen: Seen, places: Mapping[str, Path]) -> None:
-    """Raise InputError if a version on the cluster does not fit, or a node cannot see these two paths."""
-    (writing, written), (reading, read) = ((name, path.absolute()) for name, path in places.items())
+    """Raise InputError if a version on the cluster does not fit, or a node cannot see these paths."""
+    (writing, written), *others = ((name, path.absolute()) for name, path in places.items())
     ours = installed_version("ssmscale")
     if seen.ssmscale != ours:
         raise InputError(
@@ -166,8 +168,9 @@ def check_seen(address: str, seen: Seen, places: Mapping[str, Path]) -> None:
         oldest = ".".join(map(str, OLDEST_RAY))
         raise InputError(f"--ray-address {address}: runs Ray {seen.ray}; {oldest} or later is needed")
     for node in seen.nodes:
-        if str(read) in node.hidden:
-            raise InputError(f"{reading}: {read}: node {node.name} of Ray at {address} does not see it")
+        for reading, read in others:
+            if str(read) in node.hidden:
+                raise InputError(f"{reading}: {read}: node {node.name} of Ray at {address} does not see it")
         if node.hidden:
             raise InputError(
                 f"{writing}: {written}: node {node.name} of Ray at {address} does not see it; it must be on shared "

@@ -67,6 +67,7 @@ class _Rank:
     beat: Beat | None = None
     status: int | None = None
     is_ready: bool = False
+    is_spent: bool = False
     is_gone: bool = False
     """True if the actor or its node died, or its rank has ended."""
 
@@ -173,6 +174,8 @@ class RankGroup:
                 self.fed = time.monotonic()
             if all(rank.outcomes for rank in self._ranks):
                 outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
+                if any(rank.is_spent for rank in self._ranks):
+                    self.let_go(ALONE_SECONDS)
                 return self._give_back(state_of(outcome))
             if any(rank.is_gone or rank.status is not None for rank in self._ranks):
                 self.let_go(ALONE_SECONDS)  # one rank has died, and the others may wait for it for ever
@@ -241,6 +244,7 @@ class RankGroup:
                 rank.placement = answer
             elif isinstance(answer, RankReport):
                 rank.is_ready, rank.status, rank.beat = answer.is_ready, answer.status, answer.beat
+                rank.is_spent = answer.is_spent
                 if answer.outcome is not None:
                     rank.outcomes.append(answer.outcome)
                 if rank.status is None and not self.is_leaving:
@@ -303,6 +307,8 @@ class RankReport:
     """Exit status of the rank; None while it runs."""
     beat: Beat | None = None
     """Its heartbeat, read on its node; None before it trains."""
+    is_spent: bool = False
+    """True if it has lost memory to the last Series, and another process should train the next one."""
 
 
 class ServerActor:
@@ -353,9 +359,8 @@ class RankActor:
         rank.wait_for_reply(seconds)
         beat = read_beat(self._beat_file)
         outcome = rank.replies.pop(0) if rank.replies else None
-        return RankReport(
-            rank.is_ready, outcome, rank.status, beat=None if beat == self._beat_before else beat
-        )
+        beat = None if beat == self._beat_before else beat
+        return RankReport(rank.is_ready, outcome, rank.status, beat, is_spent=rank.is_spent)
 
     def show_stack(self) -> None:
         """Have the rank write its stack into its log."""

@@ -49,8 +49,6 @@ from harness.train.stopping import MOST_ATTEMPTS
 
 log = logging.getLogger("ssmscale.ray")
 
-OBJECT_STORE_BYTES = 100 * 2**20
-"""Size of the object store, which is not used here; Ray's minimum is 75 MB."""
 STEADY_SECONDS = 60.0
 """Age at which a raylet counts as started: its death does not count as a failed start."""
 REAP_SECONDS = 10.0
@@ -191,7 +189,7 @@ class NodeAgent:
             "--block",
             *(f"--{name}=0" for name in own),
             *(f"--{name}={port}" for name, port in chosen),
-            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            f"--object-store-memory={self.plan.object_store_bytes}",
             "--include-log-monitor=false",
             "--disable-usage-stats",
         ]

@@ -37,22 +37,21 @@ class PackedBackend(SlurmBackend):
 
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
         """Submit one job in an allocation that fits these tasks; raises InputError if none does."""
-        cluster = self.profile.cluster()
-        demands = [
-            Demand(
-                task.label,
-                task.ranks,
-                task.gpu_fraction if cluster.gpus else float(min(task.threads, cluster.cores)),
-                task.hours,
-                -(-task.ranks // ranks_a_node(cluster, task.threads)),
-            )
-            for task in tasks
-        ]
+        demands = [demand for task in tasks for demand in self._demands(task)]
         chosen = allocate(demands, self.profile, self.target.nodes)
         handles = self.submit_array(
             name or new_name(), tasks, chosen.shape, chosen.hours, packed=True, device=chosen.kind
         )
         return [replace(handle, allocation=str(chosen)) for handle in handles]
+
+    def _demands(self, task: Task) -> list[Demand]:
+        """Return the demand of a task: one, or as many as it takes devices if it drives the whole Ray."""
+        cluster = self.profile.cluster()
+        share = task.gpu_fraction if cluster.gpus else float(min(task.threads, cluster.cores))
+        if task.drives_ray:
+            return [Demand(task.label, 1, share, task.hours, 1)] * task.ranks
+        nodes = -(-task.ranks // ranks_a_node(cluster, task.threads))
+        return [Demand(task.label, task.ranks, share, task.hours, nodes)]
 
     def logs(self, handle: Handle) -> list[Path]:
         """Return the logs of the batch script and of the controller."""

@@ -25,11 +25,12 @@ from pathlib import Path
 
 from harness.common.process import interpreter, last_line, start_logged, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
-from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
+from harness.dispatch.ray.cluster import DATA_STORE_BYTES, NodePlan, RayNodes, agent_command, make_token
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.slurm.queue import environment_of_srun
 from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, job_number, patiently, run_job
 from harness.dispatch.worker_process import GRACE_SECONDS
+from harness.plan.container import PYXIS, contained
 from harness.record.control import Control
 from harness.record.root import Root
 from harness.train.stopping import (
@@ -128,7 +129,8 @@ class Pilot:
         """Run a Ray on all nodes of the job during the block; raises RayDown if it does not start."""
         plan = self._plan()
         # The agents report signals: some, such as those of scancel, reach a job's steps and not its batch script.
-        nodes = RayNodes(self._srun(), plan, environment_of_srun(), self.told)
+        command = self._contained(self._srun(self.array.shape.nodes), agent_command(plan))
+        nodes = RayNodes(command, plan, environment_of_srun(), self.told)
         with nodes.running() as address:
             if (line := address.tunnel()) is not None:
                 log.info(
@@ -156,10 +158,14 @@ class Pilot:
     def _run_controller(self, nodes: RayNodes) -> int:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
+        container = self.array.container
+        by_srun = container is not None and container.runtime == PYXIS
+        launcher = [*self._srun(1), f"--nodelist={os.environ['SLURMD_NODENAME']}"] if by_srun else []
+        command = interpreter("-u", *self.controller, str(self.array_file), self.array.digest)
         process = start_logged(
-            interpreter("-u", *self.controller, str(self.array_file), self.array.digest),
+            self._contained(launcher, command),
             self.log,
-            env={**os.environ, **nodes.address.environment()},
+            env=environment_of_srun(**nodes.address.environment()),
             preexec_fn=stop_when_parent_ends,  # this process has one thread
         )
         deadline: float | None = None
@@ -193,23 +199,30 @@ class Pilot:
         has_gpus = any(
             os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE")
         )
+        drives = any(task.drives_ray for task in self.array.tasks)
         return NodePlan(
             token_file=make_token(self.folder),
             log_dir=self.folder,
             nodes=dict(nodes),
             cpus=shape.ranks_a_node * shape.threads,
             gpus=shape.ranks_a_node if has_gpus else 0,
+            **({"object_store_bytes": DATA_STORE_BYTES} if drives else {}),
         )
 
-    def _srun(self) -> list[str]:
+    def _contained(self, launcher: Sequence[str], command: Sequence[str]) -> list[str]:
+        """Return the command line by which a launcher starts a command, in the array's container if it has one."""
+        tasks = {path: None for task in self.array.tasks for path in task.paths}
+        return contained(self.array.container, launcher, command, [*tasks, self.folder.parents[2]])
+
+    def _srun(self, nodes: int) -> list[str]:
         """Return an srun command for one task with all cores of each node, shared with other steps of the job."""
         shape = self.array.shape
         return [
             "srun",
             "--overlap",
             "--wait=0",
-            f"--nodes={shape.nodes}",
-            f"--ntasks={shape.nodes}",
+            f"--nodes={nodes}",
+            f"--ntasks={nodes}",
             "--ntasks-per-node=1",
             f"--cpus-per-task={shape.ranks_a_node * shape.threads}",
             "--export=ALL",

@@ -65,6 +65,7 @@ class SlurmBackend(Backend):
         profile = self.profile
         for option, path in places.items():
             profile.check_shared(option, path)
+        profile.check_container(places)
         if profile.snapshot:
             check_copying(self.study_dir)
         known = set(call("sinfo", "--noheader", "--format=%R").split())
@@ -171,6 +172,7 @@ class SlurmBackend(Backend):
             tasks,
             packed=packed,
             device=device,
+            container=self.profile.container_of_jobs,
             copy_of_code=self.copy.name if self.copy else None,
             slurm_cluster=self._cluster,
         )
@@ -232,6 +234,7 @@ class SlurmBackend(Backend):
             "qos": profile.qos_in(names),
             "constraint": profile.constraint,
             "exclude": ",".join(dict.fromkeys(avoided)) or None,
+            "dependency": f"afterany:{':'.join(array.after)}" if array.after else None,
         }
         if profile.gpus and any(task.on_gpu for task in array.tasks):
             kind = f"{profile.gpu_type}:" if profile.gpu_type else ""

@@ -29,6 +29,7 @@ from harness.dispatch.base import Task
 from harness.dispatch.slurm.queue import call, environment_of_srun
 from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, hostnames, job_number, run_job
 from harness.dispatch.supervise import KILLED, begin_smaller
+from harness.plan.container import contained
 from harness.record.control import Control
 from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import SchedulerUnavailable
@@ -189,7 +190,7 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> tuple[int, str | No
     shape = array.shape
     meeting = study_dir / "meetings" / f"{job_number()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     make_meeting(meeting)
-    command = [
+    srun = [
         "srun",
         "--unbuffered",
         "--kill-on-bad-exit=1",
@@ -198,9 +199,8 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> tuple[int, str | No
         f"--ntasks-per-node={shape.ranks_a_node}",
         f"--cpus-per-task={shape.threads}",
         "--export=ALL",
-        *task.command,
-        "--supervised",
     ]
+    command = contained(array.container, srun, [*task.command, "--supervised"], [*task.paths, study_dir])
     threads = str(shape.threads)
     environment = environment_of_srun(
         SSMSCALE_MEETING=str(meeting), OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads

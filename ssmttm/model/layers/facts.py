@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from ssmttm.model.chunks import even_chunk
-from ssmttm.model.layers.layer import Layer, LayerConfig, Pass, Saved, register
+from ssmttm.model.layers.layer import How, Layer, LayerConfig, Pass, Saved, register
 
 
 class Mamba2(Layer):
@@ -57,11 +57,11 @@ class Mamba2(Layer):
             "scan": forward.n_layers * scan * forward.a_position,
         }
 
-    def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:
-        """Count what the fused kernel keeps on CUDA, or what the chunked scan keeps elsewhere."""
-        di, heads = config.d_inner, config.n_ssm_heads
+    def saved(self, config: LayerConfig, length: int, how: How) -> Saved:
+        """Count what the fused kernel keeps, or what the chunked scan keeps."""
+        di, heads, half = config.d_inner, config.n_ssm_heads, how.half
         projected, mixed = _projected(config), _mixed(config)
-        if on_cuda:  # mamba-ssm keeps the projection and the scan's output, and computes the rest again
+        if how.is_fused:  # mamba-ssm keeps the projection and the scan's output, and computes the rest again
             return Saved(half * (projected + 2 * di), half * (projected + mixed) + 3 * di)
         chunk = even_chunk(config.d_state, length)
         entering = di * config.d_state / chunk
@@ -112,10 +112,10 @@ class SelfAttention(_Attention):
         seen = length if forward.convention.attention == "full" else (length + 1) / 2
         return {"attention": forward.n_layers * (8 * d * d + 4 * seen * d) * forward.a_position}
 
-    def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:  # noqa: ARG002
+    def saved(self, config: LayerConfig, length: int, how: How) -> Saved:  # noqa: ARG002
         """Count queries, keys, values and the output, with a logarithm for each head."""
         d = config.d_model
-        return Saved(half * 4 * d + d / config.head_dim, half * 6 * d)
+        return Saved(how.half * 4 * d + d / config.head_dim, how.half * 6 * d)
 
 
 class CrossAttention(_Attention):
@@ -131,10 +131,10 @@ class CrossAttention(_Attention):
         a_position = (4 * d * d + 4 * forward.text_positions * d) * forward.a_position
         return {"cross_attention": forward.n_layers * (a_position + 4 * d * d * forward.a_text)}
 
-    def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:  # noqa: ARG002
+    def saved(self, config: LayerConfig, length: int, how: How) -> Saved:  # noqa: ARG002
         """Count queries and the output, with a logarithm for each head, and the text's keys and values."""
         d = config.d_model
-        return Saved(half * 2 * d + d / config.head_dim, half * 4 * d, of_text=2 * d)
+        return Saved(how.half * 2 * d + d / config.head_dim, how.half * 4 * d, of_text=2 * d)
 
 
 class FeedForward(Layer):
@@ -158,10 +158,11 @@ class FeedForward(Layer):
         d = config.d_model
         return {"feed_forward": forward.n_layers * 4 * config.ff_mult * d * d * forward.a_position}
 
-    def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:  # noqa: ARG002
-        """Count the values before and after GELU, and dropout's factors."""
+    def saved(self, config: LayerConfig, length: int, how: How) -> Saved:  # noqa: ARG002
+        """Count the values before and after GELU, and what dropout keeps."""
         inner = config.ff_mult * config.d_model
-        return Saved(half * inner * (3 if config.dropout > 0 else 2), 2 * half * inner)
+        dropped = how.mask(inner) if config.dropout > 0 else 0.0
+        return Saved(2 * how.half * inner + dropped, 2 * how.half * inner)
 
 
 for _layer in (Mamba2(), SelfAttention(), CrossAttention(), FeedForward()):

@@ -96,6 +96,20 @@ class Saved(NamedTuple):
     """Kept for the backward pass, per position of the text."""
 
 
+class How(NamedTuple):
+    """The way a model is computed, as far as it decides on what is kept for the backward pass."""
+
+    half: float = 1.0
+    """Size of an autocast number over that of a float."""
+    on_cuda: bool = False
+    is_fused: bool = False
+    """True if mamba-ssm's kernels do a mixer's work."""
+
+    def mask(self, width: int) -> float:
+        """Return the floats that dropout keeps of so many elements: a byte each on CUDA, else factors."""
+        return width / 4 if self.on_cuda else self.half * width
+
+
 class Layer(ABC):
     """A sub-layer's facts."""
 
@@ -129,8 +143,8 @@ class Layer(ABC):
         """Return the operations per frame of all its layers in a forward pass, by purpose."""
 
     @abstractmethod
-    def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:
-        """Return the floats it holds in training; half: the size of an autocast number over that of a float."""
+    def saved(self, config: LayerConfig, length: int, how: How) -> Saved:
+        """Return the floats it holds in training."""
 
     def parameters(self, config: LayerConfig) -> int:
         """Return the number of its parameters."""

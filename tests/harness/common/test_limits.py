@@ -55,6 +55,16 @@ def test_the_smallest_limit_from_the_own_cgroup_up_to_the_root_counts(kernel: Pa
     assert (here.memory_gib, here.cores) == (700 / 1024, 1)
 
 
+def test_a_kill_in_a_step_beside_the_batch_script_of_the_same_job_is_seen(kernel: Path) -> None:
+    mount(kernel, "0::/job_7/step_batch", f"/ {kernel}/cg rw shared:4 - cgroup2 cgroup2 rw")
+    write(kernel / "cg" / "job_7" / "step_batch", memory__events="oom 0\noom_kill 0")
+    write(kernel / "cg" / "job_7", memory__events="oom 0\noom_kill 0")
+    before = oom_kills()
+    write(kernel / "cg" / "job_7" / "step_0", memory__events="oom 1\noom_kill 1")
+    write(kernel / "cg" / "job_7", memory__events="oom 1\noom_kill 1")  # counts what is below, too
+    assert oom_kills() > before
+
+
 def test_version_1_has_a_hierarchy_for_each_controller(kernel: Path) -> None:
     mount(
         kernel,

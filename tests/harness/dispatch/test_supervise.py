@@ -75,3 +75,30 @@ def test_a_series_whose_worker_is_killed_for_memory_begins_again_with_half_the_m
     reason = str((read_progress(run_dirs[0]).result or {})["reason"])
     assert reason.startswith(f"{said.format(1)}; no memory for a micro-batch of 1, which takes about ")
     assert not unfinished(run_dirs, control)
+
+
+@pytest.mark.parametrize(
+    ("device", "beside", "counts_for_all"),
+    [("cpu", False, True), ("cpu", True, False), ("cuda:0", False, False)],
+)
+def test_a_kill_beside_other_tasks_or_of_a_process_on_a_gpu_tells_nothing_of_the_shape(
+    resolved: ResolvedStudy, device: str, beside: bool, counts_for_all: bool
+) -> None:
+    root, name, point = resolved.root, resolved.study.name, resolved.points[0]
+    run_dirs = tuple(write_run(root, each.run) for each in resolved.points)
+    killed = Task(series_id=point.series_id, run_dirs=run_dirs)
+    other = Task(series_id="0" * 12, run_dirs=run_dirs)
+
+    def state_of(handle: Handle) -> JobState:
+        running = JobState.RUNNING if beside else JobState.QUEUED
+        return JobState.OUT_OF_MEMORY if handle.task is killed else running
+
+    backend = FakeBackend(root.study(name), state_of)
+    supervisor = JobSupervisor(Control(root.study(name) / "control.jsonl"), backend)
+    supervisor.watch_over(backend.submit([killed, other]))
+    begin_series(root, point.run, layout={"micro_batch": 8}, device=device, pid=0).close()
+    supervisor.watch()
+    refused, kind = Refused(root.study(name)), device.split(":", maxsplit=1)[0]
+    assert refused.most(point.run, Layout(), kind, None) == 4
+    another = point.run.model_copy(update={"seed": 9})
+    assert refused.most(another, Layout(), kind, None) == (4 if counts_for_all else None)

@@ -17,8 +17,9 @@ import soundfile
 from filelock import FileLock
 
 from harness.common.disk import DiskFull
-from harness.evaluate.evaluator import Evaluator, Request, held_out_scores
+from harness.evaluate.evaluator import Evaluator, held_out_scores
 from harness.evaluate.model import load_trained
+from harness.evaluate.request import Request
 from harness.record.journal import read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
@@ -86,7 +87,7 @@ def test_each_run_is_scored_against_held_out_clips_and_not_a_second_time(
     trained: Root, study: ResolvedStudy, run_ids: list[str]
 ) -> None:
     request = Request(limit=6, batch=4)
-    first = Evaluator(study, request)
+    first = Evaluator.of(study, request)
     assert [first.evaluate(run).outcome for run in run_ids] == ["evaluated", "evaluated"]
     rows = evaluation_rows(study)
     scored = {(row.run_id, row.metric): row for row in rows if row.settings == first.settings.digest}
@@ -97,7 +98,7 @@ def test_each_run_is_scored_against_held_out_clips_and_not_a_second_time(
         *("ce", "ce_0", "ce_1", "ppl", "ppl_0", "ppl_1")
     }
     before = files_of(trained, run_ids[0], "*")
-    again = Evaluator(study, request)
+    again = Evaluator.of(study, request)
     assert [again.evaluate(run).outcome for run in run_ids] == ["kept", "kept"]
     assert files_of(trained, run_ids[0], "*") == before
     assert evaluation_rows(study) == rows
@@ -118,17 +119,17 @@ def test_an_evaluation_that_was_killed_repeats_no_finished_batch(
             raise Killed
 
     with pytest.raises(Killed):
-        Evaluator(study, request, kill).evaluate(run)
+        Evaluator.of(study, request, kill).evaluate(run)
     made = files_of(trained, run)
     assert len(made) == 2
-    assert Evaluator(study, request, messages.append).evaluate(run).outcome == "evaluated"
+    assert Evaluator.of(study, request, messages.append).evaluate(run).outcome == "evaluated"
     assert made.items() <= files_of(trained, run).items()
     assert [message.split(", ")[1] for message in messages if "generating" in message] == [
         *("0 of 6 prompts", "2 of 6 prompts", "4 of 6 prompts", "4 of 6 prompts")
     ]
     (resumed,) = codes_of(trained, run)
     shutil.rmtree(evaluation_folder(trained, run))
-    Evaluator(study, replace(request, batch=6)).evaluate(run)
+    Evaluator.of(study, replace(request, batch=6)).evaluate(run)
     (whole,) = codes_of(trained, run)
     assert np.array_equal(resumed, whole)
 
@@ -142,10 +143,10 @@ def test_a_measure_added_later_needs_no_generation(
     trained: Root, study: ResolvedStudy, run_ids: list[str], tmp_path: Path
 ) -> None:
     run = run_ids[0]
-    Evaluator(study, Request(limit=4)).evaluate(run)
+    Evaluator.of(study, Request(limit=4)).evaluate(run)
     before = files_of(trained, run)
     clap, tagger = write_tiny_clap(tmp_path / "clap"), write_tiny_ast(tmp_path / "ast")
-    later = Evaluator(study, Request(limit=4, clap=str(clap), tagger=str(tagger)))
+    later = Evaluator.of(study, Request(limit=4, clap=str(clap), tagger=str(tagger)))
     ended = later.evaluate(run)
     assert any("4 clips for 16 dimensions" in note for note in ended.notes)
     assert before.items() <= files_of(trained, run).items()
@@ -159,7 +160,7 @@ def test_damaged_codes_and_arrays_are_named_and_made_again(
     trained: Root, study: ResolvedStudy, run_ids: list[str], evaluate: Command
 ) -> None:
     run = run_ids[0]
-    Evaluator(study, Request(limit=4)).evaluate(run)
+    Evaluator.of(study, Request(limit=4)).evaluate(run)
     before, codes = evaluation_rows(study), codes_of(trained, run)
     damaged = sorted(evaluation_folder(trained, run).rglob("*.npz"))
     damaged += sorted((trained.path / "evaluation").rglob("*.npz"))
@@ -186,17 +187,17 @@ def test_a_full_disk_is_named_and_finished_scores_are_kept(
     with monkeypatch.context() as patched:
         patched.setattr("ssmttm.evaluation.row_store.write_atomically", full)
         with pytest.raises(DiskFull, match=f"{run}/evaluation: its disk is full"):
-            Evaluator(study, request).evaluate(run)
+            Evaluator.of(study, request).evaluate(run)
     kept = files_of(trained, run, "json")
     assert list(kept) == ["held-out.json"]
-    assert Evaluator(study, request).evaluate(run).outcome == "evaluated"
+    assert Evaluator.of(study, request).evaluate(run).outcome == "evaluated"
     assert kept.items() <= files_of(trained, run, "json").items()
 
 
 def test_two_processes_do_not_evaluate_one_run_at_once(
     trained: Root, study: ResolvedStudy, run_ids: list[str]
 ) -> None:
-    evaluator = Evaluator(study, Request(limit=2))
+    evaluator = Evaluator.of(study, Request(limit=2))
     evaluation_folder(trained, run_ids[0]).mkdir()
     with FileLock(evaluation_folder(trained, run_ids[0]) / "lock"):
         assert [evaluator.evaluate(run).outcome for run in run_ids] == ["busy", "evaluated"]
@@ -216,12 +217,12 @@ def test_prompts_are_paired_with_the_recordings_they_name(
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("ytid,caption\nclip1,A tone\ngone,Silence\nclip0,A lower tone\n", encoding="utf-8")
     judge = str(write_tiny_ast(tmp_path / "ast"))
-    paired = Evaluator(study, Request(prompts=prompts, reference=recordings, tagger=judge))
+    paired = Evaluator.of(study, Request(prompts=prompts, reference=recordings, tagger=judge))
     assert paired.prompts.captions == ("A tone", "A lower tone")
     assert paired.evaluate(run_ids[0]).outcome == "evaluated"
     assert any("left out: 1 prompt without a recording" in note for note in paired.notes)
     assert any(row.metric.startswith("kl_softmax_ast") for row in evaluation_rows(study))
-    loose = Evaluator(study, Request(prompts=prompts, tagger=judge))
+    loose = Evaluator.of(study, Request(prompts=prompts, tagger=judge))
     assert "kl_softmax_ast" in loose.skipped
     assert loose.settings.digest != paired.settings.digest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import resource
@@ -15,7 +16,9 @@ import pytest
 from harness.plan.resources import NAME, remember
 from harness.record.journal import Event, read_progress
 from harness.record.root import Layout, Root
-from harness.train.stopping import is_out_of_memory
+from harness.train.ranks import Ranks
+from harness.train.shortage import had_device_alone
+from harness.train.stopping import GPU_SHARE, is_out_of_memory
 from tests.harness.conftest import PlanOf
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
@@ -121,12 +124,118 @@ def test_later_series_of_that_shape_and_the_plan_begin_with_a_size_that_fits(
     assert (done.started or {})["layout"]["micro_batch"] == 4
 
 
-def test_out_of_memory_errors_of_torch_are_recognised_and_no_others() -> None:
+def host_allocation() -> Exception:
+    """Return the error of an allocation that no machine could serve."""
     import torch
 
     with pytest.raises(RuntimeError) as said:
         torch.empty(2**62, dtype=torch.uint8)
-    assert is_out_of_memory(said.value)
-    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    return said.value
+
+
+def caused_by(error: Exception) -> Exception:
+    """Return an error that names another one as its cause, as torch.compile raises them."""
+    wrapped = RuntimeError("backend='inductor' raised")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def shortages() -> list[Exception]:
+    """Return errors of the types and with the texts of torch 2.11, NCCL 2.28 and Triton 3.6."""
+    import torch
+    from torch.distributed import DistBackendError
+
+    nccl = (
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with "
+        "NCCL_DEBUG=INFO for details), NCCL version 2.28.9\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+        "Last error:\n{}"
+    )
+    later = "\nCUDA kernel errors might be asynchronously reported at some other API call"
+    return [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.2 GiB"
+        ),
+        torch.AcceleratorError(f"CUDA error: out of memory{later}"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        DistBackendError(nccl.format("Cuda failure 2 'out of memory'")),
+        DistBackendError(nccl.format("Failed to CUDA calloc async 10485760 bytes")),
+        RuntimeError(
+            'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1131'
+        ),
+        caused_by(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")),
+        host_allocation(),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("std::bad_alloc"),
+    ]
+
+
+def test_every_word_for_a_lack_of_memory_halves_the_micro_batch(
+    study_fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.train.engine import Engine
+
+    count, step = len(shortages()), Engine.step
+    halves = 5
+    batch, sizes = 2**halves, []
+
+    def lacking(engine: Engine, *arguments: Any) -> None:
+        sizes.append(engine.layout.micro_batch)
+        if engine.layout.micro_batch > 1 and left:
+            raise left.pop(0)
+        step(engine, *arguments)
+
+    monkeypatch.setattr(Engine, "step", lacking)
+    study_fields["grid"]["iterations"] = [2]
+    study_fields["training"] |= {
+        "batch": batch,
+        "schedule": {"warmup": 0, "decay_fraction": 0.5},
+        "eval_clips": 1,
+    }
+    for first in range(0, count, halves):
+        # An error that something kept would hold the engine in its traceback.
+        left, root = shortages()[first : first + halves], Root(tmp_path / str(first))
+        expected = [batch >> place for place in range(len(left) + 1)]
+        sizes.clear()
+        assert train(root, study_fields) == ["finished"]
+        assert sizes[: len(expected)] == expected
+        assert set(sizes[len(expected) :]) == {expected[-1]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shapes do not match",
+        "out of resource: shared memory, Required: 294912, Hardware limit: 232448. Reducing block sizes may help.",
+        "NCCL error: remote process exited or there was a network error",
+        "Call to ibv_reg_mr failed with error Cannot allocate memory",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`",
+    ],
+)
+def test_other_errors_halve_nothing(text: str) -> None:
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize(
+    ("share", "free", "reserved", "alone"),
+    [
+        (None, 1.0, 77.0, True),  # all of it was this rank's, but for the context
+        (None, 1.0, 40.0, False),  # another process has 39 GiB
+        ("0.25", 60.0, 20.0, False),
+    ],
+)
+def test_a_gpu_is_shared_where_a_task_has_a_part_of_it_or_others_took_memory(
+    monkeypatch: pytest.MonkeyPatch, share: str | None, free: float, reserved: float, alone: bool
+) -> None:
+    import torch
+
+    monkeypatch.delenv(GPU_SHARE, raising=False)
+    if share:
+        monkeypatch.setenv(GPU_SHARE, share)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 80.0 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved * 2**30)
+    assert had_device_alone(Ranks(0, 1, "cuda:0")) is alone

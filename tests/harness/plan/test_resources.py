@@ -105,6 +105,18 @@ def test_a_micro_batch_that_ran_out_of_memory_is_halved_for_every_series_of_that
     assert choose_resources(larger, ResourceChoice(), H100, refused=Refused(folder)).layout == before
 
 
+def test_a_failure_beside_other_work_counts_for_its_own_series_alone(tmp_path: Path) -> None:
+    run = run_of(1024, 24)
+    layout = choose_resources(run, ResourceChoice(), H100).layout
+    remember(tmp_path, run, layout, "cuda:0", "NVIDIA H100 80GB HBM3", alone=False)
+    refused = Refused(tmp_path)
+    assert (
+        choose_resources(run, ResourceChoice(), H100, refused=refused).layout.micro_batch < layout.micro_batch
+    )
+    other = run.model_copy(update={"seed": 7})
+    assert choose_resources(other, ResourceChoice(), H100, refused=refused).layout == layout
+
+
 def test_remedies_are_one_sentence_with_keys_of_the_study() -> None:
     run = run_of(1024, 24).model_copy(update={"frames": 8192})
     said = what_would_fit(run, Layout(micro_batch=1, accumulation=128), on_cuda=True)

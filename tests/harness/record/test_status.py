@@ -19,12 +19,13 @@ from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
 from harness.plan.allocation import Shape
 from harness.record.heartbeat import Activity, Heartbeat, describe_pause
+from harness.record.hours import Hours, JobTime, count_hours
 from harness.record.journal import Event, Progress, Span, read_progress
 from harness.record.kinds import Kind
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.record.series import note_stall
-from harness.record.status import Hours, JobTime, RunState, count_hours
+from harness.record.status import RunState
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
 from harness.submit.monitor import StudyMonitor, StudySnapshot

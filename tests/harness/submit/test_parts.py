@@ -195,3 +195,8 @@ def test_a_part_is_handed_over_once_while_its_job_lives_and_again_when_it_is_los
         queue.state = JobState.LOST
         assert live_jobs(tmp_path) == {}
         assert [handle.task.series_id for handle in hand_over_parts(parts, queue, tmp_path).handles] == ["p1"]
+
+
+def test_a_text_of_a_request_that_is_no_path_hides_no_path(tmp_path: Path) -> None:
+    part = part_of(tmp_path, words=["/" + "long " * 100, "/\0"], made=str(tmp_path / "new" / "file"))
+    assert part.paths[1:] == [tmp_path]

@@ -20,6 +20,7 @@ from harness.dispatch.ray.job_server import Seen, SeenNode
 from harness.record.journal import read_progress
 from harness.record.provenance import installed_version
 from harness.record.root import Root, read_model, write_series
+from harness.record.scores import HELD_OUT, evaluation_rows
 from harness.record.series import untrained
 from ssmttm.errors import InputError
 from tests.cluster.servers import free_port
@@ -83,7 +84,7 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     (*_, point) = registered(root, study_fields).points
     series = write_series(root, point.run)
     with untrained(series):  # the job waits for what holds the series until the second study has joined it
-        done = command("submit", str(write_study(study_fields)), *to_ray)
+        done = command("submit", str(write_study(study_fields)), *to_ray, "--then", "evaluate")
         others = {**with_iterations(study_fields, 5, 15), "name": "other"}
         joined = command("submit", str(write_study(others)), *to_ray)
         study = str(write_study(study_fields))
@@ -92,6 +93,7 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     assert (
         f"2 runs in 1 series submitted to Ray at {here.address.dashboard}: Ray job ssmscale-" in done.stdout
     )
+    assert "1 task submitted to Ray" in done.stderr
     assert "nothing of tiny is left" in again.stdout
     (array,) = (root.study("tiny") / "arrays").glob("*.json")
     assert f"2 runs join job {array.stem} of study tiny, which trains their trunk" in joined.stdout
@@ -105,6 +107,13 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     (started, *_) = [event for event in read_events(series_folder(root)) if event["event"] == "started"]
     assert (started["dispatcher"], started["job_id"]) == ("ray", array.stem)
     assert "controller" in ssmscale("logs", "tiny", status["runs"][0]["run_id"], "--root", root.path).out
+    resolved = registered(root, study_fields)
+    wait_until(
+        lambda: len({row.run_id for row in evaluation_rows(resolved) if row.settings != HELD_OUT}) == 2
+    )
+    (part,) = (root.study("tiny") / "evaluate" / "parts").iterdir()
+    (began,) = [event for event in read_events(part) if event["event"] == "started"]
+    assert began["t"] >= max(event["t"] for event in read_events(series_folder(root)))
 
 
 def test_nothing_is_written_before_a_dry_run_is_taken_back_or_many_hours_are_confirmed(

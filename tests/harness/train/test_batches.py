@@ -12,7 +12,7 @@ from harness.plan.cluster import choose_layout
 from harness.record.registry import resolve
 from harness.record.root import Launch, Root
 from harness.study.schema import Study
-from harness.train.batches import Batches
+from harness.train.batches import Batches, seed_dropout
 from tests.studies import Fields, tiny_study
 
 BATCH, POSITIONS = 16, 16
@@ -91,3 +91,10 @@ def test_steps_and_seeds_differ(fields: Fields, tmp_path: Path, whole: dict[int,
     samples = [sample for held in whole.values() for sample in held]
     assert len({sample[3] for sample in samples}) > 5  # each sample's positions are masked in its own way
     assert {sample[4] for sample in samples} == {b"\0", b"\1"}
+
+
+def test_dropout_is_drawn_as_after_seeding_all_of_torch() -> None:
+    torch.manual_seed(2**50 + 1)
+    expected = torch.rand(8)
+    seed_dropout(2**50 + 1, "cpu")
+    assert torch.equal(torch.rand(8), expected)

@@ -162,6 +162,8 @@ def test_two_builds_do_not_write_one_corpus(bach_spec: BuildSpec, tmp_path: Path
 
     class BuildMeanwhile(Progress):
         def stage(self, name: str, total: int, done: int) -> None:
+            if name != "read tracks":
+                return
             with pytest.raises(InputError, match="another build is writing"):
                 build_corpus(bach_spec, out, workers=1)
             raise KeyboardInterrupt

@@ -10,12 +10,12 @@ import soundfile
 
 from ssmttm.corpus.audio import stream_audio
 from ssmttm.corpus.build import build_corpus
-from ssmttm.corpus.caption_files import sentence_from_tags
 from ssmttm.corpus.dataset import TokenDataset
 from ssmttm.corpus.folder import FolderSource
 from ssmttm.corpus.manifest import load_manifest
 from ssmttm.corpus.source import SkipTrackError
 from ssmttm.corpus.spec import BuildSpec
+from ssmttm.corpus.tag_captions import sentence_from_tags
 from ssmttm.errors import InputError
 
 JAMENDO = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n"
@@ -156,13 +156,16 @@ def test_an_unreadable_file_is_left_out_with_its_reason(music: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["../secret.wav", "/etc/passwd", "00/../../x.wav", "C:/x.wav", "..\\x.wav"])
-def test_a_path_out_of_the_folder_is_refused(music: Path, tmp_path: Path, name: str) -> None:
+def test_a_path_out_of_the_folder_is_set_aside(music: Path, tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / "secret.wav", melody(5, 16000, 0), 16000)
     captions = tmp_path / "c.json"
     captions.write_text(json.dumps({**ROWS, name: "x"}))
-    with pytest.raises(InputError, match="outside the audio directory"):
-        build_corpus(spec_for(music, captions=captions), tmp_path / "out", workers=1)
-    assert not (tmp_path / "out/manifest.json").exists()
+    source = FolderSource(spec_for(music, captions=captions))
+    assert {ref.track for ref in source.tracks()[0]} == set(ROWS)
+    (one,) = source.set_aside()
+    assert one.rows == 1
+    assert "outside the audio directory" in one.reason
+    assert ascii(name) in one.first[0]
 
 
 def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
@@ -171,17 +174,23 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
     (tmp_path / "broken/broken.wav").write_bytes(b"RIFF")
     captions = write_csv(tmp_path / "c.csv", ROWS)
     broken = write_csv(tmp_path / "d.csv", {"broken.wav": "x"})
-    absent = write_csv(tmp_path / "e.csv", {**ROWS, "five.wav": "x", "six.wav": "y"})
+    absent = write_csv(tmp_path / "e.csv", {"five.wav": "x", "six.wav": "y"})
     wrong = (
         (
             spec_for(tmp_path / "broken", captions=broken),
             r"none of 1 tracks can be used; .* unreadable audio",
         ),
-        (spec_for(music, captions=absent), r"e\.csv: 2 rows name files .* first is 'five\.wav' \(line 6\)"),
+        (
+            spec_for(music, captions=absent),
+            r"none of its 4 sound files has a caption \(e\.csv, line 2 \('five\.wav'\): names a file .*2 rows",
+        ),
         (spec_for(music, captions=captions, limit=1), "1 usable pieces are too few"),
         (spec_for(tmp_path / "nowhere"), "no such directory"),
         (spec_for(tmp_path / "empty", captions=captions), r"holds no sound file \(.wav"),
-        (spec_for(music), r"has no captions; give `captions`, `tags`, or one of captions\.jsonl"),
+        (
+            spec_for(music),
+            r"has no captions; give `captions` .* or `tags`, .* captions\.jsonl.* a song\.json",
+        ),
     )
     for number, (spec, message) in enumerate(wrong):
         with pytest.raises(InputError, match=message):
@@ -191,10 +200,22 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [
-        ("c.csv", "path,caption\none.wav,A tune, with a comma\n", "line 2: more fields than the header"),
+        ("c.csv", "path,caption\none.wav,A tune, with a comma\n", "line 2: has more fields than the header"),
         ("c.csv", "path,caption\none.wav,\n", "line 2: has no caption"),
-        ("c.csv", "song,caption\none.wav,x\n", "line 2: names no file"),
-        ("c.csv", "path,caption\none.wav,café\n", "not UTF-8 text"),
+        (
+            "c.csv",
+            "song,caption\none.wav,x\n",
+            "line 1: no column is named for the file .* says 'song', 'caption'",
+        ),
+        (
+            "c.csv",
+            "path,captoin\none.wav,x\n",
+            "line 1: no column is named for the caption .* says 'path', 'captoin'",
+        ),
+        ("c.csv", "", "is empty; its first line must name the columns"),
+        ("c.csv", "path,caption\n", r"none of its 4 sound files has a caption \(c\.csv holds no rows"),
+        ("c.csv", "x" * 2**21, "line 1: is longer than 1,048,576 characters; it must name the columns"),
+        ("c.csv", "path,caption\none.wav,café\n", "line 2: not UTF-8 text .*; save it as UTF-8"),
         ("c.json", "{", "not valid JSON"),
         ("c.json", "[" * 100_000, "not valid JSON"),
         ("c.csv", f"path,caption\none.wav,{'x' * 2**21}\n", "line 2: is longer than 1,048,576 characters"),
@@ -202,10 +223,17 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
         ("c.jsonl", f'{{"path": "one.wav", "caption": "{"x" * 2**21}"}}', "line 1: is longer than"),
         ("c.txt", "x" * 2**21, "line 1: is longer than"),
         ("c.json", "3", "mapping from file to caption"),
-        ("c.jsonl", '{"path": "one.wav", "caption": "x"}\n{oops\n', "line 2: not valid JSON"),
+        ("c.jsonl", "{oops\n{oops\n", r"line 1: is not valid JSON \(2 rows\)"),
+        (
+            "c.jsonl",
+            '{"path": "one.wav", "duration": 5, "sample_rate": 16000}',
+            "AudioCraft's facts; without",
+        ),
+        ("c.csv.gz", "x", "not a whole gzip file"),
+        ("c.parquet", "x", "not a whole Parquet file"),
         ("c.jsonl", '["one.wav"]\n', "line 1: should be a record"),
-        ("c.tsv", "a\tb\n", "MTG-Jamendo's header"),
-        ("c.tsv", JAMENDO + "track_1\tx\n", "line 2: has 2 fields"),
+        ("c.tsv", "a\tb\n", "no column is named for the caption .* says 'a', 'b'"),
+        ("c.tsv", JAMENDO + "track_1\tx\n", "line 2: has fewer than the 6 fields"),
         ("c.doc", "x", r"not \.doc"),
         ("c.txt", "x", "line 1: names no file"),
     ],
@@ -233,6 +261,21 @@ def test_changed_captions_or_files_make_another_corpus(music: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"source\.listing"):
         build_corpus(spec_for(moved, captions=captions), tmp_path / "out")
     assert load_manifest(tmp_path / "out") == first
+
+
+def test_a_corpus_from_before_ffmpeg_is_returned_though_its_folder_holds_other_endings(
+    music: Path, tmp_path: Path
+) -> None:
+    captions = write_csv(tmp_path / "c.csv", ROWS)
+    spec = spec_for(music, captions=captions)
+    first = build_corpus(spec, tmp_path / "out", workers=1)
+    (music / "five.m4a").write_bytes(b"was not read")
+    with pytest.raises(InputError, match=r"source\.more: nothing before"):
+        build_corpus(spec, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    manifest["recipe"]["made_with"] = {"soundfile": "0.13.1", "soxr": "1.0.0"}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    assert build_corpus(spec, tmp_path / "out").fingerprint == first.fingerprint
 
 
 def test_a_limit_takes_the_same_tracks_in_another_folder_and_with_more_workers(

@@ -132,6 +132,17 @@ def test_rows_are_read_in_order_whichever_store_wrote_them(tmp_path: Path) -> No
     assert store.read([5, 0, 3])["x"][:, 0].tolist() == [5, 0, 3]
 
 
+def test_several_writers_add_rows_at_once_and_rows_made_twice_count_once(tmp_path: Path) -> None:
+    one, other = RowStore(tmp_path), RowStore(tmp_path)
+    assert one.missing(4) == other.missing(range(4)) == [0, 1, 2, 3]
+    one.add([0, 1], {"x": np.array([[0.0], [1.0]])})
+    other.add([2, 3], {"x": np.array([[2.0], [3.0]])})
+    other.add([1], {"x": np.array([[1.0]])})
+    assert (one.missing(4), other.missing(range(2, 4))) == ([2, 3], [])
+    assert RowStore(tmp_path).missing(4) == []
+    assert RowStore(tmp_path).read()["x"][:, 0].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("damage", ["torn", "empty", "encrypted", "another"])
 def test_a_damaged_file_is_named_and_its_rows_are_missing_again(tmp_path: Path, damage: str) -> None:
     kept = RowStore(tmp_path)

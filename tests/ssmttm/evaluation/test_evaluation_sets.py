@@ -93,6 +93,26 @@ def test_missing_recordings_and_prompts_are_explained(choose: Any, recordings: P
         choose().reference.clips([0], codec=None)
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        (
+            "a.wav",
+            lambda sound: sound[: len(sound) // 2],
+            r"a\.wav: damaged: its file ends after 0\.1[45] s of 0\.30 s",
+        ),
+        ("a.wav", lambda sound: sound[:44] + bytes(len(sound) - 44), r"a\.wav: silent"),
+        ("more/b.flac", lambda sound: sound[:9000], r"b\.flac: damaged: its file ends after"),
+    ],
+)
+def test_a_damaged_or_silent_recording_is_named(
+    choose: Any, recordings: Path, name: str, damage: Callable[[bytes], bytes], said: str
+) -> None:
+    (recordings / name).write_bytes(damage((recordings / name).read_bytes()))
+    with pytest.raises(InputError, match=said + ".*; remove it from the reference"):
+        choose().reference.clips([0, 1], codec=None)
+
+
 def test_a_held_out_clip_does_not_depend_on_the_other_clips(data: TokenDataset) -> None:
     reference = choose_prompts(data, 50, None, None, limit=2).reference
     assert len(set(data.lengths([0, 1]))) == 2

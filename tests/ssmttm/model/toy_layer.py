@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ssmttm.model.layers.layer import Layer, LayerConfig, Pass, Saved
+from ssmttm.model.layers.layer import How, Layer, LayerConfig, Pass, Saved
 from ssmttm.model.layers.sub_layer import Context, Step, SubLayer
 
 
@@ -26,8 +26,8 @@ class RunningMean(Layer):
     def flops(self, config: LayerConfig, forward: Pass) -> Mapping[str, float]:
         return {"running_mean": forward.n_layers * 2 * config.d_model**2 * forward.a_position}
 
-    def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:
-        return Saved(kept=half * config.d_model, at_once=2 * config.d_model)
+    def saved(self, config: LayerConfig, length: int, how: How) -> Saved:
+        return Saved(kept=how.half * config.d_model, at_once=2 * config.d_model)
 
 
 class RunningMeanModule(SubLayer):
