@@ -229,7 +229,7 @@ def test_submit_warns_of_too_little_room_with_both_figures_and_refuses_what_hold
     free, whole = 2**30 * totals["disk_peak_gib"], shutil.disk_usage("/")
     room = {"free": free * 1.01}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: whole._replace(**room))
-    monkeypatch.setattr(submit_verb, "_train", lambda *_: None)
+    monkeypatch.setattr(submit_verb, "_train", lambda *_: True)
     said = ssmscale("submit", study, "--on", "local")
     assert (said.status, "GiB free" in said.err) == (0, False)
     room["free"] = free * 0.9
