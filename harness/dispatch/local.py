@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.common.disk import make_folder
@@ -24,6 +25,7 @@ from harness.dispatch.worker_process import (
     state_of,
 )
 from harness.plan.cluster import this_machine
+from harness.plan.resources import CPU_SHARE
 from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import JobState
 from harness.train.meeting import make_meeting
@@ -43,7 +45,14 @@ class LocalBackend(WarmBackend):
         self.capacity = cluster.gpus or cluster.cores
         self.free_devices = list(range(self.capacity))
         self.most_groups = jobs or self.capacity
+        self._host_gib = CPU_SHARE * cluster.memory_gib
         self.groups: list[_Group] = []
+
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        """Queue tasks; no more start at once than the host's memory holds, though there may be more GPUs."""
+        if largest := max((task.ranks * task.host_gib for task in tasks), default=0.0):
+            self.most_groups = max(1, min(self.most_groups, int(self._host_gib / largest)))
+        return super().submit(tasks, name)
 
     def logs(self, handle: Handle) -> list[Path]:
         """Return the log of the workers between tasks."""

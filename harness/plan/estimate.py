@@ -148,8 +148,12 @@ class Estimator:
             return self.hours(self._duration(architecture, longest, layout), steps, starts=1, runs=len(runs))
 
         choice = self.study.resources_of(architecture, size)
+        kind = self.cluster.device(longest.precision, 1).kind
+        measured = self.speeds.measured_memory(architecture, longest.precision, kind)
         try:
-            resources = choose_resources(longest, choice, self.cluster, refused=self.refused, hours=hours)
+            resources = choose_resources(
+                longest, choice, self.cluster, refused=self.refused, hours=hours, measured=measured
+            )
         except InputError as error:
             raise InputError(f"grid.sizes.{size} ({architecture}): {error}") from error
         return SizeEstimate(

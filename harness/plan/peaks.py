@@ -1,8 +1,7 @@
 """Dense peaks of NVIDIA's GPUs by name, in TFLOP/s: what a plan's hours and a journal's MFU are measured against.
 
-bf16 and tf32 are those of the tensor cores with sums in fp32 and without sparsity; fp32 is that of the plain cores.
-Figures of data sheets that hold with sparsity alone are halved. A GeForce card sums in fp32 at half the rate of a
-workstation's card of the same chip.
+bf16 is the peak of the tensor cores with sums in fp32 and without sparsity, fp32 that of the plain cores. Figures that
+data sheets give with sparsity alone are halved.
 """
 
 from __future__ import annotations
@@ -16,75 +15,66 @@ class Peak(NamedTuple):
 
     bf16: float
     fp32: float
-    tf32: float
 
 
 def _geforce(fp32: float) -> Peak:
-    return Peak(2 * fp32, fp32, fp32)
+    return Peak(2 * fp32, fp32)  # sums in fp32 at half the rate of a workstation's card of the same chip
 
 
 def _workstation(fp32: float) -> Peak:
-    return Peak(4 * fp32, fp32, 2 * fp32)
+    return Peak(4 * fp32, fp32)
 
 
 def _without_bf16(fp32: float) -> Peak:
-    return Peak(fp32, fp32, fp32)  # no tensor core takes bf16 or tf32: both are computed in fp32
+    return Peak(fp32, fp32)  # no tensor core takes bf16: it is computed in fp32
 
 
-H100_SXM, H100_PCIE, H100_NVL = Peak(989.4, 66.9, 494.7), Peak(756.0, 51.2, 378.0), Peak(835.5, 60.0, 417.5)
-A100 = Peak(312.0, 19.5, 156.0)
+A100, H100, H100_PCIE, H100_NVL = Peak(312.0, 19.5), Peak(989.4, 66.9), Peak(756.0, 51.2), Peak(835.5, 60.0)
 PEAKS = {
-    # Blackwell: data sheets of HGX B200 and B300 and of GB200 NVL72, a GPU's share, halved.
-    "B200": Peak(2250.0, 75.0, 1125.0),
-    "B300": Peak(2250.0, 75.0, 1125.0),
-    "GB200": Peak(2500.0, 80.0, 1250.0),
-    "GB300": Peak(2500.0, 80.0, 1250.0),
-    # Hopper: H100 architecture white paper, table 2; data sheets of H100 NVL, H200, GH200 and H20.
-    "H100": H100_SXM,
+    # Blackwell: data sheets of HGX B200 and B300 and of GB200 and GB300 NVL72, a GPU's share.
+    "B200": Peak(2250.0, 75.0),
+    "B300": Peak(2250.0, 75.0),
+    "GB200": Peak(2500.0, 80.0),
+    "GB300": Peak(2500.0, 80.0),
+    # Hopper: H100 architecture white paper; data sheets of H100 NVL, H200 and H20.
+    "H100": H100,
     "H100 PCIe": H100_PCIE,
     "H100 NVL": H100_NVL,
-    "H800": H100_SXM,
+    "H800": H100,
     "H800 PCIe": H100_PCIE,
-    "H200": H100_SXM,
+    "H200": H100,
     "H200 NVL": H100_NVL,
-    "GH200": H100_SXM,
-    "H20": Peak(148.0, 44.0, 74.0),
-    # Ampere in servers: A100 architecture white paper, table 4; data sheets of A30, A40, A10, A2; AWS G5 for A10G.
+    "H20": Peak(148.0, 44.0),
+    # Ampere in servers: A100 architecture white paper; data sheets of A30, A40, A10, and of AWS for A10G.
     "A100": A100,
     "A100 PCIe": A100,
     "A800": A100,
     "A800 PCIe": A100,
-    "A30": Peak(165.0, 10.3, 82.0),
-    "A40": Peak(149.7, 37.4, 74.8),
-    "A10": Peak(125.0, 31.2, 62.5),
-    "A10G": Peak(70.0, 31.5, 35.0),
-    "A16": Peak(17.9, 4.5, 9.0),
-    "A2": Peak(18.0, 4.5, 9.0),
-    # Ada in servers: data sheets of L4, L40 and L40S, halved where they say "with sparsity".
-    "L4": Peak(121.0, 30.3, 60.0),
-    "L20": Peak(119.5, 59.8, 59.8),
-    "L40": Peak(181.0, 90.5, 90.5),
-    "L40S": Peak(362.0, 91.6, 183.0),
+    "A30": Peak(165.0, 10.3),
+    "A40": Peak(149.7, 37.4),
+    "A10": Peak(125.0, 31.2),
+    "A10G": Peak(70.0, 35.0),
+    # Ada in servers: data sheets of L4, L40 and L40S.
+    "L4": Peak(121.0, 30.3),
+    "L40": Peak(181.0, 90.5),
+    "L40S": Peak(362.0, 91.6),
     # Volta and Turing in servers: data sheets of V100 and T4.
     "V100": _without_bf16(15.7),
     "V100 PCIe": _without_bf16(14.0),
     "V100S PCIe": _without_bf16(16.4),
     "T4": _without_bf16(8.1),
-    # Workstations: white papers of GA102, AD102 and RTX PRO Blackwell, and the cards' data sheets.
+    # Workstations: cores and clocks of the data sheets at the rates of the white papers of GA102, AD102 and GB202.
     "RTX A2000": _workstation(8.0),
     "RTX A4000": _workstation(19.2),
     "RTX A4500": _workstation(23.7),
     "RTX A5000": _workstation(27.8),
-    "RTX A5500": _workstation(34.1),
     "RTX A6000": _workstation(38.7),
     "RTX 4000 Ada": _workstation(26.7),
-    "RTX 4500 Ada": _workstation(39.6),
     "RTX 5000 Ada": _workstation(65.3),
     "RTX 6000 Ada": _workstation(91.1),
     "RTX PRO 6000": _workstation(125.0),
     "RTX PRO 6000 Max Q": _workstation(110.0),
-    # GeForce: white papers of TU102, GA102, AD102 and GB202, appendices A; NVIDIA's pages of the smaller cards.
-    "RTX 2080 Ti": _without_bf16(13.4),
+    # GeForce: the same white papers.
     "RTX 3060": _geforce(12.7),
     "RTX 3060 Ti": _geforce(16.2),
     "RTX 3070": _geforce(20.3),
@@ -102,9 +92,6 @@ PEAKS = {
     "RTX 4080": _geforce(48.7),
     "RTX 4080 Super": _geforce(52.2),
     "RTX 4090": _geforce(82.6),
-    "RTX 4090 D": _geforce(73.5),
-    "RTX 5060": _geforce(19.2),
-    "RTX 5060 Ti": _geforce(23.7),
     "RTX 5070": _geforce(30.9),
     "RTX 5070 Ti": _geforce(43.9),
     "RTX 5080": _geforce(56.3),

@@ -204,7 +204,7 @@ def make_plan(
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
     text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
     notes = _on_corpus(study, corpus, text_is_known=text_is_known)
-    notes += _on_speed(cluster, {run.size.duration.source for run in runs})
+    notes += _on_speed(cluster, [run.size for run in runs])
     notes += _on_gpus(study, cluster, {run.status.point.run.precision for run in runs})
     notes += _on_disk(root, needed, passing)
     notes += _on_evaluations(study, runs, root)
@@ -300,12 +300,15 @@ def _on_corpus(study: Study, corpus: CorpusView, *, text_is_known: bool) -> list
     return notes
 
 
-def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:
-    if cluster.gpus:
+def _on_speed(cluster: Cluster, sizes: Sequence[SizeEstimate]) -> list[Note]:
+    notes, sources = [], {size.duration.source for size in sizes}
+    if not cluster.gpus:
+        notes.append(
+            ("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")
+        )
+    elif any(size.resources.memory.measured is None for size in sizes):
         text = "memory is checked against engines on the CPU, which does not validate what CUDA kernels keep"
-        notes = [("memory_estimated", text)]
-    else:
-        notes = [("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")]
+        notes.append(("memory_estimated", text))
     if "assumed" in sources:
         text = "no run on such a device has finished under this root: hours follow an assumed speed"
         notes.append(("speed_assumed", text))

@@ -31,7 +31,12 @@ class Layout(Frozen):
     """CPU threads of each rank, set explicitly because launchers have different defaults."""
     activation_checkpointing: bool = False
     kernels: str = "torch"
-    """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
+    """Kernels of the mixers: ssmttm.model.kernels.chosen().name; a planned layout does not know them."""
+
+    @property
+    def fuses_mixers(self) -> bool:
+        """True if kernels do the whole work of a mixer, which takes those of mamba-ssm and causal-conv1d."""
+        return "," in self.kernels
 
 
 EXACT = frozenset({"ranks", "micro_batch", "zero_stage", "threads", "kernels"})
@@ -85,8 +90,6 @@ class Launch(Frozen):
     """Peak FLOP/s of a rank's device, for the MFU."""
     device: Literal["cpu", "cuda"] | None = None
     """Kind of device that the plan counted on; null (of former versions) takes what there is."""
-    ranks: Count | None = None
-    """Number of ranks that the plan counted on; null takes those that were started."""
     wait_seconds: Positive | None = None
     """Longest planned time, at the high end, in which ranks wait for another one."""
     code: str | None = None

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from harness.common.disk import DiskFull
 from harness.common.format import counted
 from harness.common.gpus import VISIBLE
+from harness.plan.memory import CUDA_CONTEXT
 from harness.record.heartbeat import FIRST
 from harness.record.journal import Fenced
 from harness.record.root import Launch
@@ -36,9 +37,10 @@ T = TypeVar("T")
 
 NCCL_HEARTBEAT = "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"
 """Environment variable of PyTorch: seconds after which NCCL's watchdog itself counts as hung, 480 by default."""
-LEAST_TIME_OUT = timedelta(hours=1)
+LEAST_TIME_OUT, UNKNOWN_TIME_OUT = timedelta(hours=1), timedelta(days=1)
+"""Shortest time-out of a collective, and the one where no plan is known."""
 WAIT_MARGIN = 4.0
-"""Shortest time-out of a collective, and its multiple of the longest planned wait."""
+"""Time-out of a collective, as a multiple of the longest planned wait."""
 MOST_BYTES = 2**26
 """Longest value that the first rank sends to the others."""
 
@@ -52,7 +54,7 @@ class Ranks:
     device: str
     """A torch device: cuda:LOCAL_RANK or cpu."""
     problem: str | None = None
-    """Reason why these ranks cannot train what was planned."""
+    """Reason why these ranks cannot train what was planned, the same on all of them."""
     is_split: bool = False
     """True if some ranks have a GPU and others none."""
 
@@ -60,6 +62,11 @@ class Ranks:
     def is_first(self) -> bool:
         """True if this process writes journals and checkpoint markers for all."""
         return self.rank == 0
+
+    def check(self) -> None:
+        """Raise InputError, on every rank, if these ranks cannot train what was planned."""
+        if self.problem is not None:
+            raise InputError(self.problem)
 
     def broadcast(self, value: T, kind: Any) -> T:
         """Return the first rank's value on every rank, sent as JSON and read as the type `kind`; collective."""
@@ -140,12 +147,12 @@ def device_name(device: str) -> str | None:
     return str(torch.cuda.get_device_name(device))
 
 
-def initialise_ranks(threads: int, planned: Launch | None = None) -> Ranks:
+def initialise_ranks(threads: int, planned: Launch | None = None, wanted: int | None = None) -> Ranks:
     """Join the process group described by RANK, WORLD_SIZE and SSMSCALE_MEETING, or be a group of one.
 
     The group is made once a process and kept: a DeepSpeed engine built after a group was destroyed fails. Where these
-    are not the ranks or not the devices that `planned` counts on, the result names the problem and nothing may train.
-    Raises InputError if the environment is wrong.
+    are not the `wanted` ranks or not on the devices that `planned` counts on, the result names the problem and nothing
+    may train. Raises InputError if the environment is wrong.
     """
     import torch
 
@@ -158,7 +165,7 @@ def initialise_ranks(threads: int, planned: Launch | None = None) -> Ranks:
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device, wanted = (planned.device, planned.ranks) if planned else (None, None)
+    device = planned.device if planned else None
     if wanted not in {None, world}:
         problem = (
             f"this worker was started as rank {rank} of {world}, and the study's plan has {wanted}: the launcher hides "
@@ -169,8 +176,8 @@ def initialise_ranks(threads: int, planned: Launch | None = None) -> Ranks:
         return replace(_joined(), problem=problem)
     if device == "cpu" and not torch.distributed.is_initialized():
         os.environ[VISIBLE] = ""
+    _set_time_outs(planned)
     ranks = _joined()
-    set_time_outs(planned)
     if ranks.problem is not None and device == "cuda":
         return replace(ranks, problem=f"planned for {counted(world, 'GPU')}, but {ranks.problem}")
     return ranks if ranks.is_split else replace(ranks, problem=None)
@@ -188,16 +195,12 @@ def _joined() -> Ranks:
     store, reasons = _meet(rank, world, why_on_cpu(local_rank))
     on_cuda = set(reasons) == {None}
     if on_cuda:
-        if share := os.environ.get(GPU_SHARE):  # a rank that needs more fails itself, and not its neighbours
-            torch.cuda.set_per_process_memory_fraction(float(share))
+        _keep_to_share()
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     backend = "nccl" if on_cuda else "gloo"
     if not torch.distributed.is_initialized():
-        os.environ.setdefault(NCCL_HEARTBEAT, str(int(LEAST_TIME_OUT.total_seconds())))
-        torch.distributed.init_process_group(
-            backend, store=store, rank=rank, world_size=world, timeout=LEAST_TIME_OUT
-        )
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with without_mlflow():
@@ -233,15 +236,25 @@ def _meet(rank: int, world: int, reason: str | None) -> tuple[Store, list[str | 
     return HashStore(), [reason]
 
 
-def set_time_outs(planned: Launch | None) -> None:
-    """Let collectives wait for the longest wait that the plan counts on, with a margin; for a day where none is known.
+def _keep_to_share() -> None:
+    """Have a rank that needs more than its share of a GPU fail itself, and not its neighbours."""
+    import torch
+
+    if share := os.environ.get(GPU_SHARE):
+        _, total = torch.cuda.mem_get_info()
+        # Only torch's own allocations count; the context of each process comes on top.
+        torch.cuda.set_per_process_memory_fraction(max(0.0, float(share) - CUDA_CONTEXT / total))
+
+
+def _set_time_outs(planned: Launch | None) -> None:
+    """Let collectives wait for the longest wait that the plan counts on, with a margin.
 
     The margin also exceeds the patience of a supervisor, which ends ranks that stall and knows which pauses are usual:
     PyTorch's own ten minutes for NCCL would end ranks that wait while one converts or marks a large checkpoint.
     """
     from torch.distributed import distributed_c10d
 
-    limit = timedelta(days=1)
+    limit = UNKNOWN_TIME_OUT
     if planned is not None and planned.wait_seconds is not None:
         seconds = max(WAIT_MARGIN * planned.wait_seconds, 2 * FIRST * planned.stall_seconds)
         limit = max(LEAST_TIME_OUT, timedelta(seconds=seconds))
@@ -249,3 +262,5 @@ def set_time_outs(planned: Launch | None) -> None:
     vars(distributed_c10d).update(dict.fromkeys(names, limit))
     for group in distributed_c10d._world.pg_map:  # NCCL's watchdog ends a rank by the time-out of its group
         distributed_c10d._set_pg_timeout(limit, group)
+    # Groups read it when they are made.
+    os.environ.setdefault(NCCL_HEARTBEAT, str(int(limit.total_seconds())))

@@ -52,11 +52,7 @@ from harness.train.engine import engines_held, free_memory
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.part import work_on
-from harness.train.ranks import (
-    Ranks,
-    device_name,
-    initialise_ranks,
-)
+from harness.train.ranks import Ranks, device_name, initialise_ranks
 from harness.train.shortage import note_shortage
 from harness.train.stopping import (
     EXIT_NO_SPACE,
@@ -177,11 +173,9 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag, wanted: int | 
     not one of the `wanted` ranks, or has not the device that was planned.
     """
     launch = read_launch(root, runs[0].series_id)
-    if wanted is not None:
-        launch = launch.model_copy(update={"ranks": wanted})
     if scheduler_job() is not None:  # else the Runs fail, and say so
         need_on_node(launch.corpus)
-    ranks = initialise_ranks(launch.threads, launch)
+    ranks = initialise_ranks(launch.threads, launch, wanted)
     work = _SeriesWork(runs, root, launch, ranks, stop)
     try:
         with naming_a_full_disk(work.folder):
@@ -276,12 +270,11 @@ class _SeriesWork:
     def _train(self, start: Event) -> str:
         self.before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
         """Each Run's newest attempt when this training began with it."""
-        if self.ranks.problem is not None:
-            return self._misplaced(self.ranks.problem)
         device = self.ranks.device
         self.process = describe_process(self.launch) | {"device_name": device_name(device)}
         code, submitted = self.process["code"], self.launch.code
         try:
+            self.ranks.check()
             while True:
                 layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
                 facts = {**self.process, "layout": layout.model_dump(), "device": device}
@@ -324,7 +317,7 @@ class _SeriesWork:
                     raise NodeFailure(f"series {self.series_id}: {failure}") from error
                 reason = f"{reason}; this machine has failed, and not the run"
             log.error("series %s: %s", self.series_id, reason)
-            if self.ranks.world > 1:
+            if self.ranks.world > 1 and self.ranks.problem is None:
                 # The other ranks are at another step by now, and this error may be a consequence of their end and
                 # not the cause: the supervisor ends all ranks and starts them again.
                 raise SystemExit(1) from error
@@ -335,13 +328,6 @@ class _SeriesWork:
             self.journal.append(Event.FINISHED)
         states = [self._progress_of(run).state for run in self.runs]
         return "failed" if Event.FAILED in states else "finished"
-
-    def _misplaced(self, problem: str) -> str:
-        """Fail the Series, whose ranks or devices are not the planned ones; raises NodeFailure if the node is bad."""
-        if scheduler_job() is not None and (failure := node_failure_in(problem)) is not None:
-            raise NodeFailure(f"series {self.series_id}: {failure}")
-        log.error("series %s: %s", self.series_id, problem)
-        return self._fail(problem, Kind.ERROR)
 
     def _attempt(self, layout: Layout, facts: Mapping[str, Any]) -> Outcome | None:
         """Train on a layout; return None if memory ran out. Nothing refers to the engine afterwards."""

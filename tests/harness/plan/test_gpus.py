@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 from harness.common import gpus
+from harness.common.format import GIB, Estimate
 from harness.common.gpus import read_gpus
+from harness.dispatch.base import SubmitTarget, Task
+from harness.dispatch.local import LocalBackend
 from harness.plan import cluster
-from harness.plan.cluster import this_machine
+from harness.plan.cluster import Cluster, this_machine
 from harness.plan.peaks import peak_flops
-from harness.plan.resources import choose_resources
+from harness.plan.resources import Resources, choose_resources
+from harness.record.journal import read_progress
+from harness.record.root import Root, read_launch
 from harness.study.run import Run
 from harness.study.schema import ResourceChoice
 from ssmttm.errors import InputError
@@ -22,7 +27,7 @@ from tests.conftest import Command, Write
 from tests.harness.conftest import PlanOf
 from tests.harness.nvml import H100, RTX_4090, SLICE_OF_A100, Card, copies, install
 from tests.harness.plan.runs import made_run
-from tests.studies import Fields
+from tests.studies import Fields, with_iterations
 
 A100 = Card("NVIDIA A100-SXM4-80GB", 81920, slices=(SLICE_OF_A100, SLICE_OF_A100))
 FACTS = {"n_codebooks": 4, "codebook_size": 1024, "frames": 2584, "clips": 50_000}
@@ -92,13 +97,26 @@ def test_own_gpus_are_planned_for_as_the_same_machine_of_a_profile(
     assert "gpu_peak_unknown" not in {note["code"] for note in here["design"]["notes"]}
 
 
-def test_a_dry_submission_here_says_the_plan_of_the_machines_own_gpus(
-    study_fields: Fields, write_study: Write, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
+def test_a_submission_here_starts_what_was_planned_and_workers_without_a_gpu_fail_with_the_reason(
+    study_fields: Fields,
+    plan_of: PlanOf,
+    write_study: Write,
+    ssmscale: Command,
+    tracked_root: Root,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    install(monkeypatch, *copies(H100, 8))
-    said = ssmscale("submit", write_study(study_fields), "--on", "local", "--dry-run")
-    assert said.status == 0, said.err
-    assert "GPU" in said.out
+    install(monkeypatch, *copies(H100, 2))
+    monkeypatch.setattr(cluster, "usable_memory", lambda: 1900 * GIB)
+    monkeypatch.delenv("SSMSCALE_DEVICE", raising=False)
+    fields = with_iterations(study_fields, 5) | {"root": str(tracked_root.path)}
+    (planned,) = plan_of(fields)["runs"]
+    said = ssmscale("submit", write_study(fields), "--on", "local")
+    assert said.status == 1, said.err
+    launch = read_launch(tracked_root, planned["series"])
+    assert (launch.device, launch.micro_batch) == ("cuda", planned["micro_batch"])
+    reason = read_progress(tracked_root.run(planned["run_id"])).result["reason"]
+    assert "planned for 1 GPU, but rank 0 of 1 finds no GPU: torch " in reason
+    assert "is a build for the CPU: install one for CUDA" in reason
 
 
 def test_an_unknown_gpu_is_named_with_the_key_that_tells_its_peak(
@@ -207,7 +225,7 @@ def test_slices_train_no_series_together(monkeypatch: pytest.MonkeyPatch) -> Non
         ("h100", 989.4e12),
         ("rtx4090", 165.2e12),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA GeForce RTX 4090 D", 147e12),
+        ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA A10G", 70e12),
         ("NVIDIA RTX 6000 Ada Generation", 364.4e12),
         ("Quadro RTX 6000", None),
@@ -223,6 +241,7 @@ def test_a_peak_is_found_by_the_whole_name(name: str | None, bf16: float | None)
 def test_a_rank_has_its_gpus_share_of_the_nodes_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, *copies(H100, 8))
     monkeypatch.setattr(cluster, "usable_cores", lambda: 112)
+    monkeypatch.setattr(cluster, "usable_memory", lambda: 1900 * GIB)
     small = run_of(1, 64)
     large = run_of(40, 2048)
     alone = choose_resources(large, ResourceChoice(), this_machine())
@@ -231,3 +250,33 @@ def test_a_rank_has_its_gpus_share_of_the_nodes_cores(monkeypatch: pytest.Monkey
     assert shared.gpu_fraction < 1
     assert shared.layout.threads == int(14 * shared.gpu_fraction)
     assert choose_resources(large, ResourceChoice(threads=3), this_machine()).layout.threads == 3
+
+
+def test_the_hosts_memory_bounds_ranks_shares_and_series_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, *copies(H100, 8))
+
+    def chosen(run: Run, gib: int, **choice: Any) -> Resources:
+        monkeypatch.setattr(cluster, "usable_memory", lambda: gib * GIB)
+        return choose_resources(run, ResourceChoice(**choice), this_machine())
+
+    small, large = run_of(1, 64), run_of(40, 2048)
+    assert chosen(small, 1900).gpu_fraction < 1
+    assert chosen(small, 32).gpu_fraction == 1
+    alone = chosen(large, 64)
+    assert (alone.layout, "host_memory" in alone.why) == (chosen(large, 1900).layout, False)
+    assert "GiB of the host's" in chosen(large, 64, ranks=2).why["host_memory"]
+    hours = {"hours": lambda layout: Estimate(*[100 / layout.ranks] * 3)}
+    fewest = [
+        choose_resources(
+            large, ResourceChoice(ranks=None), Cluster("c", 1, 8, 112, gib, {}, 79.6, hours=1), **hours
+        )
+        for gib in (1900.0, 64.0)
+    ]
+    assert [one.layout.ranks for one in fewest] == [8, 1]
+    backend = LocalBackend(tmp_path, SubmitTarget("local"))
+    assert backend.most_groups == 8
+    task = Task(series_id="s", run_dirs=(tmp_path,), host_gib=alone.host_gib)
+    backend.submit([task])
+    assert backend.most_groups == int(32 / alone.host_gib) < 8

@@ -1,4 +1,4 @@
-"""What was planned for GPUs trains on GPUs, or fails with the reason in its journal."""
+"""A series that was planned for GPUs trains on GPUs, or fails with the reason in its journal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.plan.memory import memory
+from harness.common.format import GIB
+from harness.plan.memory import CUDA_CONTEXT, memory
 from harness.record.journal import Event
 from harness.record.nodes import NodeFailure
 from harness.record.root import Launch, Root
 from harness.study.run import Run
 from harness.train import ranks as ranks_of
-from harness.train import worker
 from harness.train.layout import series_layout
 from harness.train.ranks import Ranks
 from ssmttm.model.kernels import Kernels
@@ -74,7 +74,7 @@ def test_a_series_that_was_planned_for_a_gpu_fails_with_the_reason_where_there_i
 ) -> None:
     built_for, environment, nvml, reason = FAILURES[name]
     set_up(monkeypatch, built_for, environment, **nvml)
-    assert train(here, with_iterations(study_fields, 5), device="cuda", ranks=1) == ["failed"]
+    assert train(here, with_iterations(study_fields, 5), device="cuda") == ["failed"]
     for folder in (series_folder(here), *(here.path / "runs").iterdir()):
         *_, last = read_events(folder)
         assert (last["event"], last["kind"]) == (Event.FAILED, "error")
@@ -86,7 +86,7 @@ def test_a_nodes_broken_driver_is_blamed_on_the_node(
     here: Root, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_up(monkeypatch, "13.0", {}, failure="RM has detected an NVML/RM version mismatch.")
-    monkeypatch.setattr(worker, "scheduler_job", object)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     with pytest.raises(NodeFailure, match="Driver/library version mismatch"):
         train(here, study_fields, device="cuda")
 
@@ -111,6 +111,16 @@ def warnings(root: Root) -> list[str]:
     return [event["text"] for event in read_events(series_folder(root)) if event["event"] == "warning"]
 
 
+def test_a_rank_keeps_to_its_share_of_a_gpu_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[float] = []
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, 80 * GIB))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", kept.append)
+    ranks_of._keep_to_share()
+    monkeypatch.setenv("SSMSCALE_GPU_SHARE", "0.25")
+    ranks_of._keep_to_share()
+    assert kept == [pytest.approx(0.25 - CUDA_CONTEXT / (80 * GIB))]
+
+
 PLANNED = """
 import os, sys
 import torch.distributed
@@ -118,10 +128,11 @@ from datetime import timedelta
 from harness.record.root import Launch
 from harness.train import ranks
 os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "SSMSCALE_MEETING": sys.argv[2]}
+os.environ.pop("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", None)
 torch.distributed.destroy_process_group()
 ranks.meet = lambda *_: torch.distributed.FileStore(sys.argv[2] + "/again", 2)
 ranks.why_on_cpu = lambda local_rank: [None, "its GPU is gone"][rank]
-launch = Launch(corpus="c", control="c", dispatcher="d", micro_batch=1, device="cuda", ranks=2, wait_seconds=1800)
+launch = Launch(corpus="c", control="c", dispatcher="d", micro_batch=1, device="cuda", wait_seconds=1800)
 joined = ranks.initialise_ranks(1, launch)
 groups = torch.distributed.distributed_c10d._world.pg_map
 ended = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
@@ -131,7 +142,7 @@ seconds = {each.total_seconds() for each in [*ended, later]}
 print(json.dumps([joined.problem, joined.device, seconds == {7200.0}, other.problem]))
 ended = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
 assert ended == timedelta(hours=1), ended
-assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "3600"
+assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "7200"
 end_at_once(0)
 """
 
@@ -168,14 +179,12 @@ def test_without_the_kernels_that_a_plan_counted_on_the_micro_batch_fits_pytorch
 ) -> None:
     on_gpu(Kernels(reason="mamba-ssm is not installed", misses_package=True))
     run, gpu = mixing_run(), Ranks(0, 1, "cuda:0")
-    launch = Launch(
-        corpus=tmp_path, control=tmp_path / "c", dispatcher="d", micro_batch=16, device="cuda", ranks=1
-    )
+    launch = Launch(corpus=tmp_path, control=tmp_path / "c", dispatcher="d", micro_batch=16, device="cuda")
     layout, (said,) = series_layout(here, [run], launch, gpu)
     assert layout.micro_batch < 16
-    assert memory(run, layout, on_cuda=True, kernels=False).gib.high <= 79
+    assert memory(run, layout, on_cuda=True, is_fused=False).gib.high <= 79
     more = layout.model_copy(update={"micro_batch": 2 * layout.micro_batch})
-    assert memory(run, more, on_cuda=True, kernels=False).gib.high > 79
+    assert memory(run, more, on_cuda=True, is_fused=False).gib.high > 79
     assert said.startswith(
         "mixers by torch: mamba-ssm is not installed; the plan counted on the kernels of mamba-ssm"
     )
@@ -188,8 +197,6 @@ def test_with_the_kernels_nothing_is_said(
     here: Root, tmp_path: Path, on_gpu: Callable[[Kernels], None]
 ) -> None:
     on_gpu(Kernels("mamba-ssm 2.3.2, causal-conv1d 1.7.0", mixer=print, scan=print))
-    launch = Launch(
-        corpus=tmp_path, control=tmp_path / "c", dispatcher="d", micro_batch=16, device="cuda", ranks=1
-    )
+    launch = Launch(corpus=tmp_path, control=tmp_path / "c", dispatcher="d", micro_batch=16, device="cuda")
     layout, said = series_layout(here, [mixing_run()], launch, Ranks(0, 1, "cuda:0"))
     assert (layout.micro_batch, said) == (16, [])
