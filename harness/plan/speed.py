@@ -54,6 +54,10 @@ MACHINE_PRIOR, BALANCE_PRIOR, NOISE = 1.0, 0.35, 0.1
 timed run."""
 
 
+LEAST_MEASURED = GIB
+"""Fewest expected bytes of a Run whose peak tells of larger ones: workspaces of cuBLAS take a part of any peak."""
+
+
 class StepTime(Frozen):
     """The steps of a finished Run, timed."""
 
@@ -183,14 +187,17 @@ class Speeds:
         return _spread(expected, ALIKE_SPREAD if source == "calibrated" else OTHER_SPREAD), source
 
     def measured_memory(self, architecture: str, precision: Precision, kind: str) -> float | None:
-        """Return the measured peak of memory over the expected one on GPUs; None before a Run of it has finished."""
-        ratios = [
-            step.memory
+        """Return the measured peak of memory over the expected one on GPUs, in the largest Runs of an architecture.
+
+        None before such a Run has finished.
+        """
+        asked = architecture, precision, kind
+        measured = [
+            (step.bytes, step.memory)
             for step in self.steps
-            if (step.architecture, step.precision, step.device) == (architecture, precision, kind)
-            and step.memory is not None
+            if step.memory is not None and (step.architecture, step.precision, step.device) == asked
         ]
-        return median_high(ratios) if ratios else None
+        return max(measured)[1] if measured else None
 
     def _fitted(self, device: Device, architecture: str, precision: Precision) -> tuple[float, float, str]:
         usable = [step for step in self.steps if device.is_alike(step) and step.precision is precision]
@@ -328,5 +335,5 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
         threads=layout.threads,
         **work._asdict(),
         seconds=run.tokens_a_step / median(event["tokens_per_second"] for event in events),
-        memory=max(used) * GIB / expected if used else None,
+        memory=max(used) * GIB / expected if used and expected >= LEAST_MEASURED else None,
     )

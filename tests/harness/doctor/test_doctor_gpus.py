@@ -10,7 +10,7 @@ import torch
 from harness.doctor.cluster import gpus_of_node
 from harness.doctor.machine import gpus_here, torch_device
 from harness.plan.cluster import Profile
-from tests.harness.nvml import H100, Card, copies, install
+from tests.harness.nvml import H100, RTX_4090, SLICE_OF_A100, Card, copies, install
 
 PROFILE: dict[str, Any] = {"name": "c", "partitions": ["p"], "gpus": 8, "cores": 64, "memory_gib": 900}
 
@@ -21,6 +21,33 @@ def test_gpus_and_driver_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = gpus_here()
     said = "2 x NVIDIA H100 80GB HBM3 (79.6 GiB), 6 more hidden by CUDA_VISIBLE_DEVICES"
     assert (found.works, found.found) == (True, f"{said}, driver 580.65.06 for CUDA up to 13.0")
+
+
+@pytest.mark.parametrize(
+    ("card", "unsupported", "said"),
+    [
+        (RTX_4090, (), "NVIDIA GeForce RTX 4090 (23.5 GiB), driver"),
+        (
+            RTX_4090,
+            ("nvmlDeviceGetUUID", "nvmlDeviceGetMigMode"),
+            "NVIDIA GeForce RTX 4090 (23.5 GiB), driver",
+        ),
+        (
+            Card("NVIDIA A100-SXM4-80GB", 81920, slices=(SLICE_OF_A100,)),
+            (),
+            f"{SLICE_OF_A100.name} (39.5 GiB)",
+        ),
+        (Card("NVIDIA A100-SXM4-80GB", 81920, slices=()), (), "MIG is on and no slice is made"),
+        (Card(H100.name, 81559, is_hidden=True), (), "no GPU, driver 580.65.06"),
+        (Card("NVIDIA GB10", None), (), "the driver tells no memory of NVIDIA GB10"),
+    ],
+    ids=["RTX 4090", "WSL2", "MIG", "MIG without slices", "container", "shared memory"],
+)
+def test_the_doctor_tells_what_the_driver_shows(
+    monkeypatch: pytest.MonkeyPatch, card: Card, unsupported: tuple[str, ...], said: str
+) -> None:
+    install(monkeypatch, card, unsupported=unsupported)
+    assert said in gpus_here().found
 
 
 def test_an_unknown_gpu_has_a_remedy_and_a_machine_without_one_has_none(

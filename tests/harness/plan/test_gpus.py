@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from harness.common import gpus
 from harness.common.format import GIB, Estimate
 from harness.common.gpus import read_gpus
+from harness.dispatch import local
 from harness.dispatch.base import SubmitTarget, Task
 from harness.dispatch.local import LocalBackend
 from harness.plan import cluster
@@ -117,6 +120,37 @@ def test_a_submission_here_starts_what_was_planned_and_workers_without_a_gpu_fai
     reason = read_progress(tracked_root.run(planned["run_id"])).result["reason"]
     assert "planned for 1 GPU, but rank 0 of 1 finds no GPU: torch " in reason
     assert "is a build for the CPU: install one for CUDA" in reason
+
+
+@pytest.mark.parametrize(
+    ("cards", "more", "visible"),
+    [
+        (copies(H100, 2), {}, ["GPU-00000000-0000", "GPU-00000001-0000"]),
+        ([RTX_4090], {}, ["GPU-00000000-0000"]),
+        ([RTX_4090], {"unsupported": ("nvmlDeviceGetUUID",)}, ["0"]),
+        ([Card(H100.name, 81559, is_hidden=True), *copies(H100, 1)], {}, ["GPU-00000001-0000"]),
+        ([A100], {}, ["MIG-00000000-0000", "MIG-00000000-0001"]),
+        ([], {"failure": "NVML Shared Library Not Found"}, [""]),
+    ],
+    ids=["2 H100", "RTX 4090", "WSL2", "container", "MIG", "none"],
+)
+def test_series_here_get_a_device_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cards: list[Card], more: Any, visible: list[str]
+) -> None:
+    slices = tuple(copies(SLICE_OF_A100, 2))
+    install(monkeypatch, *(replace(card, slices=card.slices and slices) for card in cards), **more)
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 1)
+    shown: list[str] = []
+
+    def group(*arguments: Any) -> Any:
+        shown.append(arguments[-1])
+        return SimpleNamespace(handle="a job")
+
+    monkeypatch.setattr(local, "_Group", group)
+    backend = LocalBackend(tmp_path, SubmitTarget("local"))
+    while backend._idle_group(Task(series_id="s", run_dirs=(tmp_path,))) is not None:
+        pass
+    assert shown == visible
 
 
 def test_an_unknown_gpu_is_named_with_the_key_that_tells_its_peak(
