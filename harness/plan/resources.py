@@ -155,8 +155,6 @@ def choose_resources(
     fraction = _fraction(request, layout)
     if fraction < 1:
         why["gpu_fraction"] = f"{fraction:.3g} of a GPU's memory holds it, at the high end of the estimate"
-        if choice.threads is None:  # those that share a GPU share its cores
-            layout = layout.model_copy(update={"threads": max(1, int(layout.threads * fraction))})
     if not request.fits_host(layout):
         taken, there = request.host_gib(layout), CPU_SHARE * cluster.memory_gib
         why["host_memory"] = (

@@ -158,7 +158,8 @@ def initialise_ranks(threads: int, planned: Launch | None = None, wanted: int | 
 
     from ssmttm.compat import keep_freed_memory
 
-    torch.set_num_threads(threads)
+    share = float(os.environ.get(GPU_SHARE, "1"))
+    torch.set_num_threads(max(1, int(share * threads)))  # ranks that share a GPU share its cores
     keep_freed_memory()
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_PROCID" in os.environ:
         from submitit.helpers import TorchDistributedEnvironment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,20 @@ def warnings(root: Root) -> list[str]:
     return [event["text"] for event in read_events(series_folder(root)) if event["event"] == "warning"]
 
 
-def test_a_rank_keeps_to_its_share_of_a_gpu_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_keeps_to_its_share_of_a_gpu_with_its_context_and_of_the_gpus_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kept: list[float] = []
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, 80 * GIB))
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", kept.append)
     ranks_of._keep_to_share()
     monkeypatch.setenv("SSMSCALE_GPU_SHARE", "0.25")
     ranks_of._keep_to_share()
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setattr(ranks_of, "_joined", cache(lambda: Ranks(0, 1, "cpu")))
+    ranks_of.initialise_ranks(14)
+    assert threads == [3]
     assert kept == [pytest.approx(0.25 - CUDA_CONTEXT / (80 * GIB))]
 
 
