@@ -54,14 +54,6 @@ def test_the_loss_from_the_final_weights_is_the_one_training_recorded(
 
 
 @pytest.fixture
-def trained(there: Path, here: Root, empty_store: Path) -> Root:
-    """A copy of a ROOT with two trained runs of the study `tiny`, and an empty MLflow store."""
-    shutil.copytree(there, here.path)
-    shutil.copyfile(empty_store, here.path / "mlflow.db")
-    return here
-
-
-@pytest.fixture
 def evaluate(ssmscale: Command, trained: Root) -> Command:
     """`ssmscale evaluate` of the study."""
     return lambda *words: ssmscale("evaluate", "tiny", *words, "--root", trained.path)

@@ -34,14 +34,6 @@ REQUEST = Request(limit=7, batch=2)
 
 
 @pytest.fixture
-def trained(there: Path, here: Root, empty_store: Path) -> Root:
-    """A copy of a ROOT with two trained runs of the study `tiny`, and an empty MLflow store."""
-    shutil.copytree(there, here.path)
-    shutil.copyfile(empty_store, here.path / "mlflow.db")
-    return here
-
-
-@pytest.fixture
 def study(trained: Root, study_fields: Fields) -> ResolvedStudy:
     return registered(trained, study_fields)
 
