@@ -186,12 +186,13 @@ def _fewest(request: _Request, hours: HoursOf | None) -> tuple[Layout, dict[str,
     """Choose the fewest ranks on which a Series fits and ends within a job's time; else those that come nearest."""
     limit = request.cluster.hours
     fitting: list[tuple[Layout, int | None, float]] = []
-    lacks_gpus = True
+    starved: tuple[Layout, int | None] | None = None
     for ranks in _possible_ranks(request):
         for stage, checkpointed in _ways(request.choice, ranks):
             layout, fits, most = request.largest(ranks, stage, checkpointed=checkpointed)
             if not fits:
-                lacks_gpus = lacks_gpus and not request.fits(layout)
+                if starved is None and request.fits(layout) and not request.fits_host(layout):
+                    starved = layout, most
                 continue
             taken = hours(layout).expected if hours is not None else 0.0
             fitting.append((layout, most, taken))
@@ -206,15 +207,19 @@ def _fewest(request: _Request, hours: HoursOf | None) -> tuple[Layout, dict[str,
             f"of a job, so it is requeued on the way"
         )
         return layout, why
-    # With the host's memory short, more ranks a node make it shorter.
-    ranks = max(_possible_ranks(request)) if lacks_gpus else 1
-    stage, checkpointed = list(_ways(request.choice, ranks))[-1]
-    layout, _, most = request.largest(ranks, stage, checkpointed=checkpointed)
-    high, free = request.memory(layout).gib.high, request.free_gib(ranks)
-    text = "the fewest, for the host's memory is short"
-    if lacks_gpus:
+    if starved is not None:
+        layout, most = starved
+        text = "the fewest that GPUs hold, though the host's memory is short"
+    else:
+        ranks = max(_possible_ranks(request))
+        stage, checkpointed = list(_ways(request.choice, ranks))[-1]
+        layout, _, most = request.largest(ranks, stage, checkpointed=checkpointed)
+        high, free = request.memory(layout).gib.high, request.free_gib(ranks)
         text = f"the most there are: even so it may take {high:.3g} GiB a rank, and there are {free:.3g}"
-    return layout, {"ranks": f"{ranks}, {text}", "micro_batch": _why_micro_batch(request, layout, most)}
+    return layout, {
+        "ranks": f"{layout.ranks}, {text}",
+        "micro_batch": _why_micro_batch(request, layout, most),
+    }
 
 
 def _possible_ranks(request: _Request) -> list[int]:

@@ -306,6 +306,8 @@ def test_the_hosts_memory_bounds_ranks_shares_and_series_at_once(
         for gib in (1900.0, 64.0)
     ]
     assert [one.layout.ranks for one in fewest] == [8, 1]
+    starved = chosen(large, 16, ranks=None)
+    assert (starved.layout.ranks, "host's memory is short" in starved.why["ranks"]) == (1, True)
     backend = LocalBackend(tmp_path, SubmitTarget("local"))
     assert backend.most_groups == 8
     task = Task(series_id="s", run_dirs=(tmp_path,), host_gib=alone.host_gib)
