@@ -17,7 +17,7 @@ IN_PARALLEL := --dist loadfile --no-loadscope-reorder
 # Where a machine sets this, every process that starts would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick check verify bench clean
+.PHONY: demo test quick check verify gpu bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
@@ -43,6 +43,12 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, plain English
 verify: $(VENV)/.dev $(VENV)/.kernels  ## checks that repeat, at their full counts; CUDA kernels in Triton's interpreter
 	$(BIN)/python -m pytest -m verify
 
+gpu: $(VENV)/.dev  ## kernels, speed, memory and whole studies on this machine's GPU, against what was predicted
+	$(BIN)/python -m tests.gpu machine
+	sh .ci/kernels $(BIN)/python
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.gpu
+
 bench: $(VENV)/.dev  ## what is claimed of speed, both sides in one run
 	$(BIN)/python -m tests.benchmarks
 
@@ -60,7 +66,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[train,analysis,audio,codecs,serve,slurm,ray,tune,dev]'
+	$(PIP) --editable '.[train,analysis,audio,codecs,prebuilt,serve,slurm,ray,tune,dev]'
 	$(COMPILE)
 	touch $@
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssmttm.errors import InputError
 from ssmttm.model.music_lm import MusicLM
 from ssmttm.model.patterns import IGNORED, delay, undelay
+from ssmttm.model.repetition import repeat
 from ssmttm.model.stepping import Decoder
 from ssmttm.text.text_batch import TextBatch
 
@@ -56,38 +57,57 @@ def generate(
     if frames < 1:
         raise InputError(f"frames is {frames}: generate 1 or more")
     device = model.null_condition.device
-    codes = torch.zeros(1, config.n_codebooks, frames, dtype=torch.int64, device=device)
-    is_due = delay(codes, None, config.special)[1][0] != IGNORED  # (codebooks, steps)
-    steps = is_due.shape[1]
     with torch.inference_mode():
-        # (steps, batch, codebooks), drawn on the CPU so that all devices get the same.
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        draws = torch.stack(
-            [torch.rand(steps, config.n_codebooks, generator=g) for g in generators], dim=1
-        ).to(device)
-        decoder = Decoder(model, _branches(text.to(device), sampling.guidance), steps)
-        special = torch.full((batch, config.n_codebooks), config.special, device=device)
-        written, tokens = [], special
-        for step in range(steps):
-            logits = decoder.step(tokens if sampling.guidance in {0, 1} else tokens.repeat(2, 1))
-            logits = logits.double()  # large enough for the results of extreme temperature and guidance
-            if sampling.guidance not in {0, 1}:
-                conditional, without = logits.chunk(2)
-                logits = torch.lerp(without, conditional, sampling.guidance)
-            logits[..., config.special] = -torch.inf
-            tokens = torch.where(is_due[:, step], pick(logits, draws[step], sampling), special)
-            written.append(tokens)
-        drawn = undelay(torch.stack(written, dim=2))
-        if (drawn == config.special).any():  # its probability is 0 unless the logits are not numbers
+        drawing = _Drawing(model, text.to(device), frames, sampling, seeds)
+        repeat(drawing.step, drawing.steps, device)
+        drawn = undelay(drawing.tokens[1:].permute(1, 2, 0))
+        if (drawn == config.special).any():  # it is never drawn unless the logits are not numbers
             raise InputError("the model's logits are not finite numbers, so no token can be drawn")
         return drawn
+
+
+class _Drawing:
+    """Tokens drawn step by step, in tensors that every step changes in place."""
+
+    def __init__(
+        self, model: MusicLM, text: TextBatch, frames: int, sampling: Sampling, seeds: Sequence[int]
+    ) -> None:
+        config, device = model.config, text.mask.device
+        codes = torch.zeros(1, config.n_codebooks, frames, dtype=torch.int64, device=device)
+        is_due = delay(codes, None, config.special)[1][0].T != IGNORED  # (steps, codebooks)
+        self.steps = is_due.shape[0]
+        # (steps, batch, codebooks), drawn on the CPU so that all devices get the same.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        draws = [torch.rand(self.steps, config.n_codebooks, generator=g) for g in generators]
+        # A draw beyond all codes takes the token after them, the special one.
+        beyond = torch.where(is_due, 0.0, 2.0)[:, None]
+        self._draws = torch.maximum(torch.stack(draws, dim=1).to(device), beyond).double()
+        shape = (self.steps + 1, len(seeds), config.n_codebooks)
+        self.tokens = torch.full(shape, config.special, device=device)
+        """(steps + 1, batch, codebooks): the start, then the tokens of each step."""
+        self._sampling, self._codebook_size = sampling, config.codebook_size
+        self._is_guided = sampling.guidance not in {0, 1}
+        self._decoder = Decoder(model, _branches(text, sampling.guidance), self.steps)
+
+    def step(self, reach: int) -> None:
+        """Draw the tokens of the next step; reach: as for `Decoder.step`."""
+        index = self._decoder.index  # which the decoder advances
+        tokens, draws = (each.index_select(0, index)[0] for each in (self.tokens, self._draws))
+        logits = self._decoder.step(tokens.repeat(2, 1) if self._is_guided else tokens, reach)
+        logits = logits.double()  # large enough for the results of extreme temperature and guidance
+        if self._is_guided:
+            conditional, without = logits.chunk(2)
+            logits = torch.lerp(without, conditional, self._sampling.guidance)
+        drawn = pick(logits[..., : self._codebook_size], draws, self._sampling)
+        self.tokens.index_copy_(0, index, drawn[None])
 
 
 def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     """Return tokens (...,) drawn from logits (..., vocabulary) with draws (...,), uniform in [0, 1).
 
     The inverse of the distribution function in the vocabulary's own order: logits that differ by rounding give another
-    token only if a draw falls into that difference. Logits that are not numbers give the last token.
+    token only if a draw falls into that difference. A draw above 1, and logits that are not numbers, give `vocabulary`,
+    which is no token.
     """
     logits = logits.double()
     # The largest logit is 0 and stays 0 at any temperature.
@@ -102,8 +122,7 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
         probabilities = probabilities.masked_fill(beyond.scatter(-1, order, beyond), 0)
     # In float64 a draw, a multiple of 2^-24, times the sum is below the sum: no token of probability 0 is reached.
     reached = probabilities.cumsum(-1)
-    drawn = torch.searchsorted(reached, (draws.double() * reached[..., -1])[..., None], right=True)[..., 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(reached, (draws.double() * reached[..., -1])[..., None], right=True)[..., 0]
 
 
 def _branches(text: TextBatch, guidance: float) -> TextBatch:

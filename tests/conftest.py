@@ -28,7 +28,6 @@ from tests.reaper import start_reaper
 from tests.studies import Fields, tiny_study
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # a busy machine answers late
@@ -95,8 +94,18 @@ SLOW_FIXTURES = {"bach_corpus", "bundle", "empty_store", "there"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have every process that the tests start killed when the run has ended, however it ends."""
+    """Have every process that the tests start killed when the run has ended, however it ends.
+
+    A run of `-m gpu` uses the GPU. Every other run leaves it alone, since its tests compare with figures of the CPU.
+    """
     start_reaper()
+    if config.option.markexpr == "gpu":
+        # One configuration of each kernel: the search for the fastest takes minutes.
+        os.environ |= {"MAMBA_DETERMINISTIC": "1", "TRITON_CACHE_AUTOTUNING": "0"}
+        return
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    if Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/dxg").exists():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -214,7 +214,8 @@ def _kernels() -> Finding:
     except InputError as error:
         return Finding.of("kernels", str(error), f"unset {VARIABLE}")
     found = f"mixers by {kernels.name}" + (f": {kernels.reason}" if kernels.reason else "")
-    remedy = "build them as described in the README, Installing by hand"
+    command = f"sh .ci/kernels {shlex.quote(sys.executable)}"
+    remedy = f"in the checkout: {command}; without nvcc see ssmttm/README.md, CUDA kernels"
     return Finding.of("kernels", found, remedy if kernels.misses_package else None)
 
 

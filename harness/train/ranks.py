@@ -207,7 +207,8 @@ def _joined() -> Ranks:
     with without_mlflow():
         import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for half a minute
+    # DeepSpeed would start compilers to learn what it could build, and then build its collectives for half a minute.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     if not gc.get_freeze_count():
         gc.freeze()  # the imports made no garbage, and every Series ends with a collection

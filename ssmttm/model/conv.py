@@ -30,6 +30,38 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _CausalConvSiLU.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
+class ConvStep:
+    """The same convolution and SiLU, one position after the other.
+
+    It keeps the sums of the next outputs instead of the last inputs: an input adds its share to each of them, the first
+    is complete, and all move up by one place.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, batch: int, entered: Tensor | None = None
+    ) -> None:
+        """Continue from inputs (batch, length, channels), or from none."""
+        # (taps, 1, channels), the one for the position itself first.
+        self._taps = weight[:, 0].T.flip(0)[:, None].float().contiguous()
+        taps, _, channels = self._taps.shape
+        # The last place holds the bias, with which every sum begins.
+        self._sums = self._taps.new_zeros(taps + 1, batch, channels)
+        if bias is not None:
+            self._sums.copy_(bias)
+        if entered is not None:
+            for x in entered[:, 1 - taps :].unbind(1):
+                self._add(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the next output (batch, channels) float32 for the next input (batch, channels)."""
+        return F.silu(self._add(x))
+
+    def _add(self, x: Tensor) -> Tensor:
+        sums = torch.addcmul(self._sums[1:], self._taps, x.float())
+        self._sums[:-1] = sums
+        return sums[0]
+
+
 class _CausalConvSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -70,6 +70,47 @@ def ssd_scan(
     return (y[:, :length] if padding else y).to(x.dtype), state
 
 
+class ScanStep:
+    """The recurrence, one position after the other; it changes its state in place.
+
+    mamba-ssm's kernel does in one launch what takes PyTorch nine.
+    """
+
+    def __init__(self, state: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, groups: int) -> None:
+        """Continue from a state (batch, heads, d_state, head_dim). dt_bias, A, D: (heads,)."""
+        self._kernel = kernels.kernels_for(state).scan_step
+        self._dt_bias, self._A, self._D = dt_bias, A, D[:, None]
+        if self._kernel is not None:
+            self._state = state.float().mT.contiguous()  # (batch, heads, head_dim, d_state)
+        else:
+            # (batch groups, d_state, heads of a group, head_dim): heads that share B and C form one matrix.
+            by_group = torch.unflatten(state.float(), 1, (groups, -1)).transpose(2, 3)
+            self._state = by_group.flatten(0, 1).contiguous()
+
+    def __call__(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """Return the next output (batch, heads, head_dim).
+
+        x: as the output, float32. dt: (batch, heads), the step size before its bias and softplus. B, C: (batch, groups,
+        d_state).
+        """
+        if self._kernel is not None:
+            shape = self._state.shape[1:]  # (heads, head_dim, d_state)
+            y: Tensor = self._kernel(
+                *(self._state, x, dt[..., None].expand(x.shape), self._A[:, None, None].expand(shape), B, C),
+                D=self._D.expand(shape[:2]),
+                dt_bias=self._dt_bias[:, None].expand(shape[:2]),
+                dt_softplus=True,
+            )
+            return y
+        dt = F.softplus(dt.float() + self._dt_bias)  # (batch, heads)
+        groups = self._state.shape[0]
+        self._state.mul_((dt * self._A).exp().view(groups, 1, -1, 1))
+        state = self._state.flatten(2)  # (batch groups, d_state, columns), the same memory
+        state.addcmul_(B.reshape(groups, -1, 1), (x * dt[..., None]).view(groups, 1, -1))
+        y = torch.bmm(C.reshape(groups, 1, -1), state).view(x.shape)
+        return torch.addcmul(y, x, self._D)
+
+
 class _ChunkedScan(torch.autograd.Function):
     """The scan of chunked inputs: x (z, q, h, p), dt (z, q, h), B, C (z, q, g, n), state (batch, h, n, p)."""
 

@@ -25,6 +25,7 @@ from tests.benchmarks import (
     fit,
     generation,
     gpu,
+    graphs,
     overhead,
     packing,
     plan,
@@ -38,6 +39,7 @@ from tests.benchmarks import (
 BENCHMARKS = {
     "scan": scan.run,
     "gpu": gpu.run,
+    "graphs": graphs.run,
     "fit": fit.run,
     "bootstrap": bootstrap.run,
     "trunk": trunk.run,

@@ -8,11 +8,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from ssmttm.compat import without_mlflow
 
 with without_mlflow():
-    import deepspeed
+    import deepspeed  # noqa: F401
 
 import harness.train.worker  # noqa: F401
 import ssmttm.model.music_lm  # noqa: F401
 
-assert deepspeed.ops.__compatible_ops__ is not None  # asks a compiler for each
 gc.collect()
 gc.freeze()  # objects that are never collected are never copied by a fork

@@ -77,7 +77,9 @@ def logits_by_steps(model: MusicLM, tokens: torch.Tensor, text: TextBatch) -> to
     """Return the logits of tokens that a decoder reads one step at a time."""
     with torch.inference_mode():
         decoder = Decoder(model, text, tokens.shape[2])
-        logits = torch.stack([decoder.step(step) for step in tokens.unbind(2)], dim=2)
+        logits = torch.stack(
+            [decoder.step(step, reach) for reach, step in enumerate(tokens.unbind(2), 1)], dim=2
+        )
     return logits.clone()  # outside inference mode
 
 

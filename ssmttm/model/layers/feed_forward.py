@@ -27,7 +27,7 @@ class FeedForward(SubLayer):
     def begin(self, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:  # noqa: ARG002
         """Return the transformed prefix (batch, positions, d_model), and the step for later positions."""
         up, down = (PackedLinear(layer.weight, layer.bias) for layer in (self.up, self.down))
-        return self(x, context), lambda position: down(F.gelu(up(position)))
+        return self(x, context), lambda position, _: down(F.gelu(up(position)))
 
     def initialise(self, n_residual: int) -> None:
         """Scale down the initial output, with biases of zero."""

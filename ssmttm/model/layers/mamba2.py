@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmttm.model import kernels
-from ssmttm.model.conv import causal_conv_silu
+from ssmttm.model.conv import ConvStep, causal_conv_silu
 from ssmttm.model.layers.layer import LayerConfig
-from ssmttm.model.layers.sub_layer import Context, Step, SubLayer
+from ssmttm.model.layers.sub_layer import Context, Now, Step, SubLayer
 from ssmttm.model.packed import PackedLinear
-from ssmttm.model.ssd import ssd_scan
+from ssmttm.model.ssd import ScanStep, ssd_scan
 
 NEVER = -1e4
 """A step size before its softplus, which makes it 0 in every floating-point type."""
@@ -130,43 +130,25 @@ class _Step:
         self._layer = layer
         self._in_proj = PackedLinear(layer.in_proj.weight)
         self._out_proj = PackedLinear(layer.out_proj.weight)
-        assert layer.conv1d.bias is not None
-        weight, self._bias = layer.conv1d.weight[:, 0], layer.conv1d.bias  # (channels, taps), (channels,)
-        channels, taps = weight.shape
-        self._window = weight.new_zeros(taps, batch, channels)
-        """The last inputs of the convolution; position t is in slot t modulo taps."""
-        if entered is not None:
-            known = min(taps, entered.shape[1])
-            self._window[taps - known :] = entered[:, -known:].transpose(0, 1)
-        # The tap of a slot rotates with the position; all rotations are computed once, so that no slot is moved.
-        slots = torch.arange(taps)
-        self._taps = [weight.T[(slots - turn - 1) % taps, None].contiguous() for turn in range(taps)]
-        self._turn = 0
+        state_width = layer.groups * layer.d_state
+        self._widths = [layer.d_inner, layer.d_inner + 2 * state_width, layer.heads]
+        self._mixed_widths = [layer.d_inner, state_width, state_width]
+        self._convolution = ConvStep(layer.conv1d.weight, layer.conv1d.bias, batch, entered)
         if state is None:
-            width = layer.d_inner // layer.heads
-            state = weight.new_zeros(batch, layer.heads, layer.d_state, width, dtype=torch.float32)
-        # (batch groups, d_state, heads of a group, head_dim): heads that share B and C form one matrix.
-        by_group = torch.unflatten(state, 1, (layer.groups, -1)).transpose(2, 3)
-        self._state = by_group.flatten(0, 1).contiguous()
-        self._A, self._D = -layer.A_log.float().exp(), layer.D.float()[:, None]
+            head_dim = layer.d_inner // layer.heads
+            state = layer.A_log.new_zeros(batch, layer.heads, layer.d_state, head_dim)
+        A, D = -layer.A_log.float().exp(), layer.D.float()
+        self._scan = ScanStep(state, layer.dt_bias, A, D, layer.groups)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, now: Now) -> Tensor:  # noqa: ARG002
         """Return the output for the next position (batch, d_model), and remember it."""
-        layer, batch, n = self._layer, x.shape[0], self._layer.groups * self._layer.d_state
-        z, xBC, dt = torch.split(
-            self._in_proj(x), [layer.d_inner, layer.d_inner + 2 * n, layer.heads], dim=-1
+        layer = self._layer
+        z, xBC, dt = torch.split(self._in_proj(x), self._widths, dim=-1)
+        values, B, C = torch.split(self._convolution(xBC), self._mixed_widths, dim=-1)
+        y = self._scan(
+            torch.unflatten(values, -1, (layer.heads, -1)),
+            dt,
+            torch.unflatten(B, -1, (layer.groups, -1)),
+            torch.unflatten(C, -1, (layer.groups, -1)),
         )
-        self._window[self._turn] = xBC
-        mixed = F.silu((self._window * self._taps[self._turn]).sum(0) + self._bias).float()
-        self._turn = (self._turn + 1) % len(self._taps)
-
-        values, B, C = torch.split(mixed, [layer.d_inner, n, n], dim=-1)
-        values = values.reshape(batch, layer.heads, -1)
-        dt = F.softplus(dt.float() + layer.dt_bias)  # (batch, heads)
-        groups = batch * layer.groups
-        self._state.mul_((dt * self._A).exp().view(groups, 1, -1, 1))
-        state = self._state.flatten(2)  # (batch groups, d_state, columns), the same memory
-        state.addcmul_(B.reshape(groups, -1, 1), (values * dt[..., None]).view(groups, 1, -1))
-        y = torch.bmm(C.reshape(groups, 1, -1), state).view(values.shape)
-        y = torch.addcmul(y, values, self._D)
         return self._out_proj(layer.norm(y.flatten(1).to(z.dtype), z))

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmttm.model.layers.attention import Attention
-from ssmttm.model.layers.sub_layer import Context, Step
+from ssmttm.model.layers.sub_layer import Context, Now, Step
 from ssmttm.model.packed import PackedLinear
 
 
@@ -24,18 +24,15 @@ class SelfAttention(Attention):
             raise NotImplementedError("self-attention behind a prefix: no architecture has it")
         in_proj = PackedLinear(torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]))
         out_proj = PackedLinear(self.out_proj.weight)
-        # (keys and values, batch, heads, steps, head_dim)
-        shape = (2, x.shape[0], x.shape[2] // self.head_dim, steps, self.head_dim)
+        # (batch, keys and values, heads, steps, head_dim)
+        shape = (x.shape[0], 2, x.shape[2] // self.head_dim, steps, self.head_dim)
         memory = self.k_proj.weight.new_zeros(shape)
-        seen = 0
 
-        def step(position: Tensor) -> Tensor:
-            nonlocal seen
-            q, k, v = torch.unflatten(in_proj(position), -1, (3, -1, self.head_dim)).unbind(1)
-            memory[0, :, :, seen], memory[1, :, :, seen] = k, v
-            seen += 1
-            keys, values = memory[..., :seen, :]
-            read = F.scaled_dot_product_attention(q[:, :, None], keys, values)
+        def step(position: Tensor, now: Now) -> Tensor:
+            projected = torch.unflatten(in_proj(position), -1, (3, -1, 1, self.head_dim))
+            memory.index_copy_(3, now.index, projected[:, 1:])
+            keys, values = memory[..., : now.mask.shape[-1], :].unbind(1)
+            read = F.scaled_dot_product_attention(projected[:, 0], keys, values, attn_mask=now.mask)
             return out_proj(read.flatten(1))
 
         return x, step

@@ -6,8 +6,23 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-Step = Callable[[Tensor], Tensor]
-"""Takes the next position (batch, d_model) through one sub-layer, which remembers it."""
+
+@dataclass(frozen=True)
+class Now:
+    """The index of a step, as tensors of the device, so that a recorded step can be repeated."""
+
+    index: Tensor
+    """(1,) int64: the number of steps before this one."""
+    mask: Tensor
+    """(1, 1, 1, reach): 0 for steps up to this one, -inf for later ones; reach: the steps whose memory is read."""
+
+
+Step = Callable[[Tensor, Now], Tensor]
+"""Takes the next position (batch, d_model) through one sub-layer, which remembers it.
+
+It may be recorded once and repeated by the device alone: it keeps its memory in tensors that it changes in place, reads
+no value of a tensor, and decides nothing by a number that changes from step to step.
+"""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.doctor import machine
 from harness.doctor.machine import Finding, _kernels, _locks, _writable
 from ssmttm import locks
 from ssmttm.model import kernels
-from tests.conftest import Command
+from tests.conftest import REPOSITORY, Command
 
 
 def test_all_that_the_tests_need_is_found_to_work(ssmscale: Command) -> None:
@@ -46,7 +47,19 @@ def test_on_a_gpu_without_kernels_the_missing_package_is_named(monkeypatch: pyte
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     finding = kernels_line()
     assert (finding.works, finding.found) == (False, "mixers by torch: mamba-ssm is not installed")
-    assert finding.remedy is not None
+    assert str(finding.remedy).startswith(f"in the checkout: sh .ci/kernels {sys.executable}")
+    assert (REPOSITORY / ".ci" / "kernels").is_file()
+
+
+def test_kernels_are_not_installed_beside_a_torch_without_cuda() -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch is built with CUDA")
+    command = ["sh", str(REPOSITORY / ".ci" / "kernels"), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip() == f"torch {torch.__version__} is built without CUDA: install one with it first"
+    )
 
 
 @pytest.mark.parametrize(

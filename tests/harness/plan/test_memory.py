@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.plan.memory import Memory, memory
 from harness.record.root import Layout
@@ -111,7 +112,19 @@ def test_the_predicted_peak_is_the_engines_at_every_stage_on_one_two_and_four_ra
 
 @pytest.mark.gpu
 def test_the_peak_on_a_gpu_lies_within_the_range(tmp_path: Path) -> None:
-    specs = [drawn(seed, 1, stage) for seed in range(5) for stage in range(4)]
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    # Of the study's width: other shapes have kernels of their own to compile, and tensors of few pages.
+    size = {"n_blocks": 6, "d_model": 1024, "d_state": 512, "text": {"dim": 64, "max_positions": 128}}
+    specs: list[Spec] = [
+        {
+            "model": size | {"architecture": str(architecture)},
+            "frames": 2584,
+            "layout": {"ranks": 1, "zero_stage": stage, "micro_batch": 2, "accumulation": 2},
+        }
+        for architecture in ARCHITECTURES
+        for stage in (0, 2)
+    ]
     for spec, peak in zip(specs, measured(specs, tmp_path), strict=True):
         foreseen = predicted(spec, on_cuda=True)
         low, high = foreseen.peak.low - foreseen.fixed, foreseen.peak.high - foreseen.fixed

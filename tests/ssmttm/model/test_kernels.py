@@ -16,9 +16,11 @@ from ssmttm.model.layers.mamba2 import Mamba2Mixer
 from ssmttm.model.layers.sub_layer import Context
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.ssd import ssd_scan
+from tests.gpu.kernels import compared
+from tests.gpu.sizes import FULL
 from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on, using
 from tests.ssmttm.model.test_ssd import inputs
-from tests.ssmttm.small import small_config, small_model, text_for, tokens_for
+from tests.ssmttm.small import logits_by_steps, small_config, small_model, text_for, tokens_for
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.verify), pytest.param("cuda", marks=pytest.mark.gpu)]
 # A GPU multiplies float32 as TF32.
@@ -98,6 +100,13 @@ def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
     assert_near({"y": got, **gradients}, {"y": expected, **expected_gradients}, within)
 
 
+@pytest.mark.gpu
+def test_a_mixer_agrees_at_the_shape_of_the_study():
+    with kernels_on("cuda") as found:
+        for agrees, text in compared(FULL, found):
+            assert agrees, text
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.is_recurrent])
 def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, half):
@@ -124,6 +133,18 @@ def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, hal
     assert_near(gradients, expected_gradients, 10 * within)
 
 
+@pytest.mark.parametrize("changes", [{}, {"n_groups": 2, "d_state": 8, "ssm_head_dim": 8}])
+def test_steps_agree_with_the_parallel_pass(all_kernels, changes):
+    device = all_kernels.device
+    config = small_config("prefix_simba", **changes)
+    model, tokens = small_model(config).to(device), tokens_for(config, 2, 9).to(device)
+    text = text_for(config, ["calm piano", "x"]).to(device)
+    with using(TORCH), torch.inference_mode():
+        expected = model(tokens, text)
+    with using(all_kernels):
+        assert_near({"logits": logits_by_steps(model, tokens, text)}, {"logits": expected}, FLOAT32[device])
+
+
 @pytest.fixture
 def unchosen():
     """Forget the choice of the process before and after the test."""
@@ -143,7 +164,9 @@ def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
     assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
     kernels.chosen.cache_clear()
     monkeypatch.setenv("SSMSCALE_KERNELS", "fast")
-    with pytest.raises(InputError, match="SSMSCALE_KERNELS: 'fast': must be torch"):
+    with pytest.raises(
+        InputError, match=r"SSMSCALE_KERNELS: 'fast': must be torch, the path of a kernels\.lock"
+    ):
         kernels.chosen()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmttm.model.layers.layer import How, Layer, LayerConfig, Pass, Saved
-from ssmttm.model.layers.sub_layer import Context, Step, SubLayer
+from ssmttm.model.layers.sub_layer import Context, Now, Step, SubLayer
 
 
 class RunningMean(Layer):
@@ -46,7 +46,7 @@ class RunningMeanModule(SubLayer):
         if x.shape[1]:
             total, seen = _sums(x, context)[:, -1].clone(), _counts(x, context)[:, -1].clone()
 
-        def step(position: Tensor) -> Tensor:
+        def step(position: Tensor, now: Now) -> Tensor:
             total.add_(position)
             seen.add_(1)
             return self.proj(total / seen)
