@@ -70,6 +70,8 @@ class Task(Frozen):
     """Share of a GPU that each rank takes; below 1 only for tasks of one rank."""
     seconds: float = 0.0
     """Seconds of training left, as planned."""
+    host_gib: float = Field(default=0.0, exclude=True)
+    """Host memory of each rank beside a GPU, GiB."""
     nodes: Count = Field(default=1, exclude=True)
     hours: Estimate = Field(default=Estimate(), exclude=True)
     """Planned time, including the start."""

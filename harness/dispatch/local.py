@@ -7,11 +7,11 @@ itself affects only its own Series.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.common.disk import make_folder
@@ -25,6 +25,7 @@ from harness.dispatch.worker_process import (
     state_of,
 )
 from harness.plan.cluster import this_machine
+from harness.plan.resources import CPU_SHARE
 from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import JobState
 from harness.train.meeting import make_meeting
@@ -40,10 +41,18 @@ class LocalBackend(WarmBackend):
         super().__init__(study_dir, target, jobs)
         cluster = this_machine()
         self.on_gpus = cluster.gpus > 0
+        self._names = cluster.device_names
         self.capacity = cluster.gpus or cluster.cores
         self.free_devices = list(range(self.capacity))
         self.most_groups = jobs or self.capacity
+        self._host_gib = CPU_SHARE * cluster.memory_gib
         self.groups: list[_Group] = []
+
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        """Queue tasks; no more start at once than the host's memory holds, though there may be more GPUs."""
+        if largest := max((task.ranks * task.host_gib for task in tasks), default=0.0):
+            self.most_groups = max(1, min(self.most_groups, int(self._host_gib / largest)))
+        return super().submit(tasks, name)
 
     def logs(self, handle: Handle) -> list[Path]:
         """Return the log of the workers between tasks."""
@@ -77,7 +86,8 @@ class LocalBackend(WarmBackend):
         if not self._may_start(need):
             return None
         devices, self.free_devices = self.free_devices[:need], self.free_devices[need:]
-        group = _Group(task.ranks, task.threads, devices, self.log_dir, on_gpus=self.on_gpus)
+        visible = ",".join(self._names[device] for device in devices) if self.on_gpus else ""
+        group = _Group(task.ranks, task.threads, devices, self.log_dir, visible)
         self.groups.append(group)
         return group
 
@@ -93,7 +103,7 @@ class LocalBackend(WarmBackend):
 class _Group:
     """The processes of one warm process group."""
 
-    def __init__(self, ranks: int, threads: int, devices: list[int], log_dir: Path, *, on_gpus: bool) -> None:
+    def __init__(self, ranks: int, threads: int, devices: list[int], log_dir: Path, visible: str) -> None:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
         self.is_gone = False
@@ -103,8 +113,7 @@ class _Group:
         self._meeting = log_dir.absolute() / f".meeting-{uuid.uuid4().hex[:8]}"
         make_meeting(self._meeting)
         self._processes = [
-            RankProcess(self._environment(rank, on_gpus=on_gpus), log_dir / "workers.log")
-            for rank in range(ranks)
+            RankProcess(self._environment(rank, visible), log_dir / "workers.log") for rank in range(ranks)
         ]
 
     def feed(self, handle: Handle) -> None:
@@ -165,18 +174,13 @@ class _Group:
             process.end(max(0.0, deadline - time.monotonic()))
         shutil.rmtree(self._meeting, ignore_errors=True)
 
-    def _environment(self, rank: int, *, on_gpus: bool) -> dict[str, str]:
-        environment = environment_of_rank(
+    def _environment(self, rank: int, visible: str) -> dict[str, str]:
+        # Without GPUs in the plan none is visible: a rank would train there beside others.
+        return environment_of_rank(
             rank,
             self.ranks,
             self.threads,
             LOCAL_RANK=str(rank),
             SSMSCALE_MEETING=str(self._meeting),
+            CUDA_VISIBLE_DEVICES=visible,
         )
-        if on_gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            names = [name.strip() for name in visible if name.strip()]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(
-                names[device] if names else str(device) for device in self.devices
-            )
-        return environment

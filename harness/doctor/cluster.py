@@ -15,14 +15,18 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from harness.common.format import GIB
+from harness.common.gpus import VISIBLE, read_gpus
 from harness.common.validation import first_line
 from harness.doctor.container import examine_container
 from harness.doctor.machine import Finding
 from harness.doctor.slurm import examine_slurm
 from harness.plan.cluster import Profile, load_profile
+from harness.plan.peaks import peak_flops
 from harness.record.nodes import remembered
 from harness.record.provenance import HOME
 from harness.record.root import Root
+from harness.study.run import Precision
 from harness.tracking.store import connect
 from ssmttm.errors import InputError
 
@@ -57,6 +61,8 @@ def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:
         return
     yield Finding.of("profile", f"{cluster} is {profile.name}")
     yield setup_lines(profile)
+    if profile.gpus:
+        yield gpus_of_node(profile)
     yield from examine_container(profile)
     yield from examine_slurm(profile)
     yield bad_nodes(root)
@@ -65,6 +71,28 @@ def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:
     yield location("python of the jobs", Path(sys.executable), profile, remedy)
     yield location("code of the jobs", HOME, profile, remedy)
     yield tracker(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def gpus_of_node(profile: Profile) -> Finding:
+    """Compare the GPUs of this node with the profile, in a job; elsewhere say how to start one that does."""
+    name = "GPUs of a node"
+    if "SLURM_JOB_ID" not in os.environ:
+        command = f"srun --partition={next(iter(profile.partitions))} --gpus=1 ssmscale doctor --cluster {profile.name}"
+        return Finding.of(name, f"this is no node of a job; their driver and torch are checked by: {command}")
+    found = read_gpus()
+    if not found.devices:
+        why = found.problem or f"{VISIBLE}={os.environ.get(VISIBLE)!r} hides them"
+        return Finding.of(name, f"{found}: {why}", "ask for GPUs in the job that runs the doctor")
+    gpu, problems = found.devices[0], []
+    known, planned = peak_flops(gpu.name, Precision.BF16), profile.cluster().peak(Precision.BF16)
+    if profile.gpu_memory_gib and gpu.memory and gpu.memory / GIB < 0.99 * profile.gpu_memory_gib:
+        problems.append(f"gpu_memory_gib: {gpu.memory / GIB:.1f}")
+    if known and not planned:
+        problems.append(f"peak_flops: {{bf16: {known:.3g}}}")
+    elif known and planned and not 0.8 < planned / known < 1.25:
+        problems.append(f"peak_flops: {{bf16: {known:.3g}}} and not {planned:.3g}")
+    remedy = f"set in the profile {'; '.join(problems)}" if problems else None
+    return Finding.of(name, str(found), remedy)
 
 
 def bad_nodes(root: Path) -> Finding:

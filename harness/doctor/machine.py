@@ -20,9 +20,11 @@ from harness.common.address import redact, without_passwords
 from harness.common.disk import existing, free_bytes, write_atomically
 from harness.common.extras import EXTRAS
 from harness.common.format import GIB
+from harness.common.gpus import PROC, read_gpus, why_no_gpu
 from harness.plan.cluster import this_machine
+from harness.plan.peaks import peak_flops
 from harness.record.provenance import HOME, commit, installed_version
-from harness.study.run import Frozen
+from harness.study.run import Frozen, Precision
 from ssmttm.corpus.soundfont import soundfont
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
@@ -61,12 +63,13 @@ def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
     trying = _start_import("ray.dashboard.optional_deps") if has_ray else None
     yield _python()
     yield _hardware()
+    yield gpus_here()
     yield _writable(root)
     yield _locks(root)
     yield find_secrets(root, fix=fix)
     yield from (_packages(name, extra.packages) for name, extra in EXTRAS.items() if extra.packages)
     if importlib.util.find_spec("torch") is not None:
-        yield _tried("torch device", _torch_device, "install torch==2.13.0 for this machine")
+        yield torch_device()
         yield _kernels()
     if trying is not None:
         yield _ray_dashboard(trying)
@@ -106,6 +109,26 @@ def _python() -> Finding:
 def _hardware() -> Finding:
     here = this_machine()
     return Finding.of("hardware", f"{here.cores} cores, {here.memory_gib:.3g} GiB, {here.gpus} GPUs")
+
+
+def gpus_here() -> Finding:
+    """Check that the driver tells of the GPUs that this process may use, and that their peaks are known."""
+    found, name = read_gpus(), "GPUs"
+    if found.problem is not None:
+        is_here = bool(found.devices) or PROC.is_dir()
+        text = f"{found}: {found.problem}"
+        return Finding.of(
+            name, text, "plans and `--on local` need NVML for the memory of GPUs" if is_here else None
+        )
+    without_memory = [gpu.name for gpu in found.devices if gpu.memory is None]
+    unknown = {gpu.name for gpu in found.devices if peak_flops(gpu.name, Precision.BF16) is None}
+    text = str(found)
+    if without_memory:
+        text += f"; the driver tells no memory of {without_memory[0]}, and plans count half of this machine's"
+    if unknown:
+        text += f"; the peak of {' and '.join(sorted(unknown))} is not known"
+    remedy = "set resources.peak_flops in studies to the FLOP/s of the data sheet, dense" if unknown else None
+    return Finding.of(name, text, remedy)
 
 
 def _writable(root: Path) -> Finding:
@@ -162,11 +185,25 @@ def _packages(name: str, packages: tuple[str, ...]) -> Finding:
     return Finding.of(f"packages for {name}", found, remedy, needed=name in {"train", "analysis"})
 
 
-def _torch_device() -> str:
+def torch_device() -> Finding:
+    """Check that torch computes on the GPUs that the driver shows: its CUDA must be one that the driver takes."""
     import torch
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    return f"{torch.__version__} on {device}"
+    found, name = read_gpus(), "torch device"
+    try:
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = torch.cuda.get_device_name(0) if seen else "CPU"
+    except Exception as error:  # the user needs to see any error
+        remedy = "install a torch for this machine's driver"
+        return Finding.of(name, f"{type(error).__name__}: {error}", remedy)
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
+    text = f"{torch.__version__} on {device}, {built}" + (f"; {found.driver_words}" if found.driver else "")
+    if seen or not found.present:
+        return Finding.of(name, text)
+    reason = why_no_gpu(found, torch.__version__, torch.version.cuda)
+    return Finding.of(
+        name, text, reason or "torch finds no GPU, though the driver shows some: restart the machine"
+    )
 
 
 def _kernels() -> Finding:

@@ -8,7 +8,6 @@ with the code.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,13 +17,16 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from harness.common.format import GIB
-from harness.common.limits import usable_cores, usable_memory
+from harness.common.gpus import Gpu, read_gpus
+from harness.common.limits import usable_memory
 from harness.common.validation import PlainPath, read_yaml, validate, with_home
 from harness.plan.container import Container
+from harness.plan.peaks import is_slice, peak_flops
 from harness.plan.speed import Device
 from harness.record.root import Layout
 from harness.study.run import Count, Frozen, Positive, Precision
 from ssmttm.errors import InputError
+from ssmttm.limits import usable_cores
 
 SHIPPED = Path(__file__).parents[2] / "slurm" / "profiles"
 """Profiles shipped with the code."""
@@ -57,6 +59,18 @@ class Cluster:
     """Longest time a job may ask for; None where there is no limit."""
     mfu: float | None = None
     """Share of the peak that training reaches there, where the site knows it."""
+    device_names: tuple[str, ...] = ()
+    """Names of this machine's GPUs in CUDA_VISIBLE_DEVICES; none for a profile's."""
+
+    @property
+    def cores_a_device(self) -> int:
+        """CPU cores that a node has for each GPU, at least 1; 1 where ranks run on the CPU."""
+        return max(1, self.cores // self.gpus) if self.gpus else 1
+
+    @property
+    def has_slices(self) -> bool:
+        """True if its devices are MIG slices, which cannot train a Series together: NCCL connects whole GPUs alone."""
+        return is_slice(self.gpu_type)
 
     @property
     def devices_a_node(self) -> int:
@@ -72,31 +86,36 @@ class Cluster:
         """Return the device of a rank."""
         if not self.gpus:
             return Device("cpu", threads=threads)
-        return Device("cuda", self.gpu_type, peak_flops or self.peak_flops.get(precision), mfu=self.mfu)
+        return Device("cuda", self.gpu_type, peak_flops or self.peak(precision), mfu=self.mfu)
+
+    def peak(self, precision: Precision) -> float | None:
+        """Return the peak FLOP/s of a GPU: the profile's, else that of its name; None if neither is known."""
+        return self.peak_flops.get(precision) or peak_flops(self.gpu_type, precision)
 
 
 def this_machine() -> Cluster:
-    """Describe what this process may use of the machine it runs on, without importing torch."""
-    drivers = Path("/proc/driver/nvidia/gpus")
-    gpus = len(list(drivers.iterdir())) if drivers.is_dir() else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = min(gpus, len([device for device in visible.split(",") if device.strip() not in {"", "-1"}]))
+    """Describe what this process may use of the machine it runs on, without importing torch.
+
+    GPUs that differ count as the weakest of them, since any Series may get any. A GPU that has no memory of its own to
+    tell counts half of the host's.
+    """
+    found, memory_gib = read_gpus(), usable_memory() / GIB
+    sizes = [gpu.memory / GIB if gpu.memory else memory_gib / 2 for gpu in found.devices]
     return Cluster(
         name="local",
         nodes=1,
-        gpus=gpus,
+        gpus=len(found.devices),
         cores=usable_cores(),
-        memory_gib=usable_memory() / GIB,
-        gpu_type=_gpu_model(drivers) if gpus else None,
+        memory_gib=memory_gib,
+        gpu_memory_gib=min(sizes, default=None) if found.problem is None else None,
+        gpu_type=min(found.devices, key=_strength).name if found.devices else None,
+        device_names=tuple(gpu.handle for gpu in found.devices),
     )
 
 
-def _gpu_model(drivers: Path) -> str | None:
-    for facts in sorted(drivers.glob("*/information")):
-        if found := re.search(r"^Model:(.*)", facts.read_text("utf-8", "replace"), re.MULTILINE):
-            return found[1].strip()
-    return None
+def _strength(gpu: Gpu) -> tuple[float, ...]:
+    peak = peak_flops(gpu.name, Precision.BF16) or 0.0
+    return not is_slice(gpu.name), peak, gpu.memory or 0
 
 
 def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, threads: int) -> Layout:
@@ -273,7 +292,9 @@ class Profile(Frozen):
 
     def cluster(self) -> Cluster:
         """Return the profile's resources."""
-        same = {field.name: getattr(self, field.name) for field in fields(Cluster) if field.name != "hours"}
+        same = {
+            field.name: getattr(self, field.name) for field in fields(Cluster) if hasattr(self, field.name)
+        }
         return Cluster(**same, hours=self.hours_in(self.partitions_for(1)))
 
     @property

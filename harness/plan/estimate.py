@@ -44,6 +44,9 @@ WARM_START_SECONDS = Estimate(0.2, 0.5, 10.0)
 """The same where workers stay warm between Series."""
 CHECKPOINT_BYTES_A_SECOND = Estimate(0.1e9, 0.4e9, 2e9)
 """Speed of writing a checkpoint with its checksums: from a busy network disk to a local one."""
+CONVERSION_PASSES = 4
+"""Passes of a checkpoint through the disk when it is converted for another number of ranks: it is read and taken apart,
+and the parts are read and put together."""
 EVAL_SHARE = 1 / 3
 """Work of an evaluated sequence over that of a training sequence: a forward pass alone."""
 
@@ -62,6 +65,14 @@ class Duration:
     """From a job's start to its first step."""
     source: str
     """Basis of the step: measured, calibrated, borrowed or assumed."""
+
+    @property
+    def longest_wait(self) -> float:
+        """Longest time in seconds, at the high end, in which ranks wait for another one without a collective.
+
+        They evaluate, each for itself; or the first marks a checkpoint, or converts one for another number of ranks.
+        """
+        return max(self.evaluation.high, CONVERSION_PASSES * self.checkpoint.high)
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ class SizeEstimate:
     step_cost: Cost
     """Cost of one step."""
     peak_flops: float | None
+    on_gpus: bool
+    """True if each rank has a GPU."""
 
     def cost(self, iterations: int) -> Cost:
         """Return the cost of a Run of that many iterations."""
@@ -135,8 +148,12 @@ class Estimator:
             return self.hours(self._duration(architecture, longest, layout), steps, starts=1, runs=len(runs))
 
         choice = self.study.resources_of(architecture, size)
+        kind = self.cluster.device(longest.precision, 1).kind
+        measured = self.speeds.measured_memory(architecture, longest.precision, kind)
         try:
-            resources = choose_resources(longest, choice, self.cluster, refused=self.refused, hours=hours)
+            resources = choose_resources(
+                longest, choice, self.cluster, refused=self.refused, hours=hours, measured=measured
+            )
         except InputError as error:
             raise InputError(f"grid.sizes.{size} ({architecture}): {error}") from error
         return SizeEstimate(
@@ -144,7 +161,8 @@ class Estimator:
             duration=self._duration(architecture, longest, resources.layout),
             nodes=nodes_for(resources.layout, self.cluster),
             step_cost=run_cost(longest.model_copy(update={"iterations": 1}), self.text_positions),
-            peak_flops=self.study.resources.peak_flops or self.cluster.peak_flops.get(longest.precision),
+            peak_flops=self.study.resources.peak_flops or self.cluster.peak(longest.precision),
+            on_gpus=self.cluster.gpus > 0,
         )
 
     def _duration(self, architecture: str, run: Run, layout: Layout) -> Duration:

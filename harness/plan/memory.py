@@ -8,7 +8,7 @@ figures are an estimate with a wider range.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.common.format import GIB, Estimate
 from harness.record.root import Layout
@@ -28,6 +28,11 @@ CUDA_CONTEXT = 0.6 * GIB
 """GPU memory of a process before its first tensor: context, cuBLAS workspace and NCCL's buffers, about."""
 MARGINS = {False: (0.9, 1.15), True: (0.75, 1.3)}
 """Low and high over expected, on the CPU and on CUDA, where allocators fragment and kernels save less or more."""
+MEASURED_MARGINS = (0.9, 1.15)
+"""The same on CUDA once Runs of an architecture have been measured: allocators still fragment."""
+HOST_PROCESS = 2.5 * GIB
+"""Host memory of a process that computes on a GPU: imports take 1.1 GiB and the first use of CUDA 1.2 more (pytorch
+issue 106511), and batches the rest."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,31 @@ class Memory:
     fixed: float
     """Bytes taken before the first tensor."""
     margins: tuple[float, float]
+    measured: float | None = None
+    """Measured peak over the sum of these parts in Runs of the same architecture; None before one has finished."""
+
+    @property
+    def allocated(self) -> float:
+        """Expected bytes of all tensors."""
+        parts = self.weights + self.gradients + self.optimiser + self.buffers + self.activations
+        return (self.measured or 1.0) * parts
 
     @property
     def peak(self) -> Estimate:
         """Bytes in all."""
-        sized = self.weights + self.gradients + self.optimiser + self.buffers + self.activations
         low, high = self.margins
-        return Estimate(low * sized + self.fixed, sized + self.fixed, high * sized + self.fixed)
+        return Estimate(low, 1.0, high) * self.allocated + Estimate(self.fixed, self.fixed, self.fixed)
 
     @property
     def gib(self) -> Estimate:
         """GiB in all."""
         return self.peak * (1 / GIB)
+
+    def corrected(self, measured: float | None) -> Memory:
+        """Return it with the peaks of finished Runs taken into account; unchanged without any."""
+        if measured is None:
+            return self
+        return replace(self, measured=measured, margins=MEASURED_MARGINS)
 
 
 def memory(run: Run, layout: Layout, *, on_cuda: bool = False, is_fused: bool | None = None) -> Memory:
@@ -117,6 +135,15 @@ def memory(run: Run, layout: Layout, *, on_cuda: bool = False, is_fused: bool | 
         fixed=CUDA_CONTEXT if on_cuda else 0.0,
         margins=MARGINS[on_cuda],
     )
+
+
+def host_bytes(model: ModelConfig, layout: Layout) -> float:
+    """Return the bytes of host memory of a rank that computes on a GPU: its process, and the checkpoint it reads.
+
+    It reads all weights, and its share of AdamW's moments and of ZeRO's copy of the weights; without ZeRO both moments.
+    """
+    share = 12 / layout.ranks if layout.zero_stage else 8
+    return HOST_PROCESS + (4 + share) * trained_parameters(model)
 
 
 def trained_parameters(model: ModelConfig) -> int:

@@ -16,11 +16,12 @@ from harness.common.disk import DiskFull, free_bytes
 from harness.common.format import GIB, Estimate, counted
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import Cost, Estimator, SizeEstimate, checkpoint_bytes, weights_bytes
+from harness.plan.speed import GPU_FLOPS
 from harness.record.jobs import JobView
 from harness.record.root import Launch, Layout, Root, read_model_if_there
 from harness.record.status import OVER, RunState, RunStatus, StatusReader
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint
-from harness.study.run import branch_step, by_series
+from harness.study.run import Precision, branch_step, by_series
 from harness.study.schema import Study
 from ssmttm.errors import InputError
 
@@ -203,7 +204,8 @@ def make_plan(
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
     text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
     notes = _on_corpus(study, corpus, text_is_known=text_is_known)
-    notes += _on_speed(cluster, {run.size.duration.source for run in runs})
+    notes += _on_speed(cluster, [run.size for run in runs])
+    notes += _on_gpus(study, cluster, {run.status.point.run.precision for run in runs})
     notes += _on_disk(root, needed, passing)
     notes += _on_evaluations(study, runs, root)
     return Plan(study, corpus.is_known and text_is_known, runs, passing, tuple(notes))
@@ -298,18 +300,37 @@ def _on_corpus(study: Study, corpus: CorpusView, *, text_is_known: bool) -> list
     return notes
 
 
-def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:
-    if cluster.gpus:
+def _on_speed(cluster: Cluster, sizes: Sequence[SizeEstimate]) -> list[Note]:
+    notes, sources = [], {size.duration.source for size in sizes}
+    if not cluster.gpus:
+        notes.append(
+            ("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")
+        )
+    elif any(size.resources.memory.measured is None for size in sizes):
         text = "memory is checked against engines on the CPU, which does not validate what CUDA kernels keep"
-        notes = [("memory_estimated", text)]
-    else:
-        notes = [("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")]
+        notes.append(("memory_estimated", text))
     if "assumed" in sources:
         text = "no run on such a device has finished under this root: hours follow an assumed speed"
         notes.append(("speed_assumed", text))
     elif "borrowed" in sources:
         text = "some architectures have no finished run on such a device: their hours follow another's speed"
         notes.append(("speed_borrowed", text))
+    return notes
+
+
+def _on_gpus(study: Study, cluster: Cluster, precisions: Collection[Precision]) -> list[Note]:
+    """Name what is not known of the GPUs, and the key that tells it."""
+    notes, name = [], cluster.gpu_type or "the GPU"
+    if cluster.gpus and cluster.gpu_memory_gib is None:
+        text = f"the memory of {name} is not known, so micro-batches are too large: pip install nvidia-ml-py"
+        notes.append(("gpu_memory_unknown", text))
+    unknown = [one for one in sorted(precisions) if not (study.resources.peak_flops or cluster.peak(one))]
+    if cluster.gpus and unknown:
+        text = (
+            f"the {' and '.join(unknown)} peak of {name} is not known: hours count with {GPU_FLOPS / 1e12:g} "
+            "TFLOP/s and no MFU is logged; set resources.peak_flops in the study to the FLOP/s of its data sheet, dense"
+        )
+        notes.append(("gpu_peak_unknown", text))
     return notes
 
 

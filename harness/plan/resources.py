@@ -20,10 +20,10 @@ from itertools import product
 from pathlib import Path
 
 from harness.common.disk import append_line, appending, make_folder
-from harness.common.format import Estimate, counted
+from harness.common.format import GIB, Estimate, counted
 from harness.common.jsonl import read_lines
 from harness.plan.cluster import Cluster, choose_layout, divisors, ranks_a_node
-from harness.plan.memory import Memory, memory
+from harness.plan.memory import Memory, host_bytes, memory
 from harness.plan.speed import same_device
 from harness.record.root import Layout
 from harness.study.run import Precision, Run
@@ -47,6 +47,8 @@ class Resources:
     memory: Memory
     gpu_fraction: float
     """Share of a GPU it needs; below 1 several Series can be packed on one."""
+    host_gib: float
+    """Host memory of each rank, GiB; 0 on the CPU, where `memory` is the host's."""
     why: dict[str, str]
     """A sentence for each chosen key of the layout."""
 
@@ -80,10 +82,11 @@ class _Request:
     choice: ResourceChoice
     cluster: Cluster
     refused: Refused | None
+    measured: float | None
 
     @property
     def threads(self) -> int:
-        return self.choice.threads or 1
+        return self.choice.threads or self.cluster.cores_a_device
 
     def free_gib(self, ranks: int) -> float | None:
         """Return the GiB a rank may take; None where that is not known."""
@@ -94,12 +97,21 @@ class _Request:
         return CPU_SHARE * nodes * self.cluster.memory_gib / (slots * ranks)
 
     def memory(self, layout: Layout) -> Memory:
-        return memory(self.run, layout, on_cuda=self.cluster.gpus > 0)
+        return memory(self.run, layout, on_cuda=self.cluster.gpus > 0).corrected(self.measured)
+
+    def host_gib(self, layout: Layout) -> float:
+        """Return the GiB of host memory of a rank beside a GPU; 0 on the CPU."""
+        return host_bytes(self.run.model, layout) / GIB if self.cluster.gpus else 0.0
 
     def fits(self, layout: Layout) -> bool:
         """True if the high end of a layout's memory is free."""
         free = self.free_gib(layout.ranks)
         return free is None or self.memory(layout).gib.high <= free
+
+    def fits_host(self, layout: Layout) -> bool:
+        """True if a node has the host memory of its ranks."""
+        ranks = min(layout.ranks, self.cluster.gpus)
+        return ranks * self.host_gib(layout) <= CPU_SHARE * self.cluster.memory_gib
 
     def largest(self, ranks: int, stage: int, *, checkpointed: bool) -> tuple[Layout, bool, int | None]:
         """Return the layout with the largest micro-batch that fits, if any does, and the limit set by a failure."""
@@ -110,11 +122,11 @@ class _Request:
         most = self.refused.most(self.run, layout, device.kind, device.name) if self.refused else None
         if asked := self.choice.micro_batch:
             layout = _with_micro_batch(self.run, layout, asked if most is None else min(asked, max(1, most)))
-            return layout, self.fits(layout) and most != 0, most
+            return layout, self.fits(layout) and self.fits_host(layout) and most != 0, most
         for micro in reversed(divisors(self.run.batch // ranks)):
             tried = _with_micro_batch(self.run, layout, micro)
             if (most is None or micro <= most) and self.fits(tried):
-                return tried, True, most
+                return tried, self.fits_host(tried), most
         return _with_micro_batch(self.run, layout, 1), False, most
 
 
@@ -125,9 +137,11 @@ def choose_resources(
     *,
     refused: Refused | None = None,
     hours: HoursOf | None = None,
+    measured: float | None = None,
 ) -> Resources:
     """Choose the resources of a Series; automatic ranks depend on `hours`.
 
+    measured: measured peaks of GPU memory over expected ones; see `Speeds.measured_memory`.
     Raises InputError where the cluster has too few devices for the ranks of `choice`, or none of the Run's precision.
     """
     if run.precision is Precision.TF32 and not cluster.gpus:
@@ -135,21 +149,26 @@ def choose_resources(
             f"training.precision: tf32: {cluster.name} has no GPU, and a CPU computes no TF32; choose a cluster with "
             "GPUs, or --set training.precision=fp32"
         )
-    request = _Request(run, choice, cluster, refused)
+    request = _Request(run, choice, cluster, refused, measured)
     if choice.ranks is None:
         layout, why = _fewest(request, hours)
     else:
         _check_ranks(choice.ranks, cluster, request.threads)
         stage, checkpointed = choice.zero_stage or 0, bool(choice.activation_checkpointing)
-        layout, fits, most = request.largest(choice.ranks, stage, checkpointed=checkpointed)
+        layout, _, most = request.largest(choice.ranks, stage, checkpointed=checkpointed)
         why = {"ranks": f"{choice.ranks}, as resources.ranks says"}
-        why["micro_batch"] = _why_micro_batch(request, layout, fits=fits, most=most)
+        why["micro_batch"] = _why_micro_batch(request, layout, most)
     fraction = _fraction(request, layout)
     if fraction < 1:
         why["gpu_fraction"] = f"{fraction:.3g} of a GPU's memory holds it, at the high end of the estimate"
     if layout.compiled or choice.compile:
         why["compile"] = "on" if layout.compiled else "off: ZeRO 3's hooks between layers cannot be compiled"
-    return Resources(layout, request.memory(layout), fraction, why)
+    if not request.fits_host(layout):
+        taken, there = request.host_gib(layout), CPU_SHARE * cluster.memory_gib
+        why["host_memory"] = (
+            f"a rank takes about {taken:.3g} GiB of the host's, and a node has {there:.3g} to fill"
+        )
+    return Resources(layout, request.memory(layout), fraction, request.host_gib(layout), why)
 
 
 def is_compiled(asked: bool | None, zero_stage: int, *, on_cuda: bool) -> bool:
@@ -165,6 +184,11 @@ def _check_ranks(ranks: int, cluster: Cluster, threads: int) -> None:
     if ranks > cluster.nodes * a_node:
         devices = counted(cluster.nodes * a_node, cluster.device_kind)
         raise InputError(f"resources.ranks: {ranks}: a job on {cluster.name} has at most {devices}")
+    if ranks > 1 and cluster.has_slices:
+        raise InputError(
+            f"resources.ranks: {ranks}: MIG slices ({cluster.gpu_type}) train no series together; set "
+            "resources.ranks: 1"
+        )
     if ranks % (nodes := -(-ranks // a_node)):
         raise InputError(f"resources.ranks: {ranks}: does not divide among {nodes} nodes of {cluster.name}")
 
@@ -178,10 +202,13 @@ def _fewest(request: _Request, hours: HoursOf | None) -> tuple[Layout, dict[str,
     """Choose the fewest ranks on which a Series fits and ends within a job's time; else those that come nearest."""
     limit = request.cluster.hours
     fitting: list[tuple[Layout, int | None, float]] = []
+    starved: tuple[Layout, int | None] | None = None
     for ranks in _possible_ranks(request):
         for stage, checkpointed in _ways(request.choice, ranks):
             layout, fits, most = request.largest(ranks, stage, checkpointed=checkpointed)
             if not fits:
+                if starved is None and request.fits(layout) and not request.fits_host(layout):
+                    starved = layout, most
                 continue
             taken = hours(layout).expected if hours is not None else 0.0
             fitting.append((layout, most, taken))
@@ -196,19 +223,25 @@ def _fewest(request: _Request, hours: HoursOf | None) -> tuple[Layout, dict[str,
             f"of a job, so it is requeued on the way"
         )
         return layout, why
-    ranks = max(_possible_ranks(request))
-    stage, checkpointed = list(_ways(request.choice, ranks))[-1]
-    layout, _, most = request.largest(ranks, stage, checkpointed=checkpointed)
-    high, free = request.memory(layout).gib.high, request.free_gib(ranks)
-    text = f"the most there are: even so it may take {high:.3g} GiB a rank, and there are {free:.3g}"
-    micro_batch = _why_micro_batch(request, layout, fits=False, most=most)
-    return layout, {"ranks": f"{ranks}, {text}", "micro_batch": micro_batch}
+    if starved is not None:
+        layout, most = starved
+        text = "the fewest that GPUs hold, though the host's memory is short"
+    else:
+        ranks = max(_possible_ranks(request))
+        stage, checkpointed = list(_ways(request.choice, ranks))[-1]
+        layout, _, most = request.largest(ranks, stage, checkpointed=checkpointed)
+        high, free = request.memory(layout).gib.high, request.free_gib(ranks)
+        text = f"the most there are: even so it may take {high:.3g} GiB a rank, and there are {free:.3g}"
+    return layout, {
+        "ranks": f"{layout.ranks}, {text}",
+        "micro_batch": _why_micro_batch(request, layout, most),
+    }
 
 
 def _possible_ranks(request: _Request) -> list[int]:
     """Return the numbers of ranks that divide the batch and share nodes evenly, ascending."""
     a_node = ranks_a_node(request.cluster, request.threads)
-    most = a_node * request.cluster.nodes
+    most = 1 if request.cluster.has_slices else a_node * request.cluster.nodes
     return [
         ranks
         for ranks in divisors(request.run.batch)
@@ -239,18 +272,18 @@ def _why(request: _Request, layout: Layout, most: int | None, taken: float) -> d
         why["zero_stage"] = f"{layout.zero_stage}, {lower}: {room}"
     if layout.activation_checkpointing and request.choice.activation_checkpointing is None:
         why["activation_checkpointing"] = f"on, since on {layout.ranks} {kind}s no ZeRO stage fits without"
-    why["micro_batch"] = _why_micro_batch(request, layout, fits=True, most=most)
+    why["micro_batch"] = _why_micro_batch(request, layout, most)
     return why
 
 
-def _why_micro_batch(request: _Request, layout: Layout, *, fits: bool, most: int | None) -> str:
+def _why_micro_batch(request: _Request, layout: Layout, most: int | None) -> str:
     peak, free = request.memory(layout).gib, request.free_gib(layout.ranks)
     micro = f"{layout.micro_batch} x {layout.accumulation}"
     if most is not None and layout.micro_batch <= max(1, most):
         return f"{micro}, since a larger one ran out of memory before"
     if request.choice.micro_batch:
         return f"{micro}, the largest that divides the batch up to resources.micro_batch {request.choice.micro_batch}"
-    if not fits:
+    if not request.fits(layout):
         return f"{micro}, though it may take {peak.high:.3g} GiB of {free:.3g}: nothing smaller is left"
     if layout.accumulation == 1:
         return f"{micro}, a rank's whole share of the batch: {peak.high:.3g} GiB at the high end"
@@ -262,8 +295,9 @@ def _fraction(request: _Request, layout: Layout) -> float:
     free = request.cluster.gpu_memory_gib
     if not request.cluster.gpus or free is None or layout.ranks > 1:
         return 1.0
-    high = request.memory(layout).gib.high
-    return 1 / next(parts for parts in FRACTIONS if parts == 1 or high * parts <= free)
+    high, host = request.memory(layout).gib.high, request.cluster.gpus * request.host_gib(layout)
+    there = CPU_SHARE * request.cluster.memory_gib
+    return 1 / next(n for n in FRACTIONS if n == 1 or (high * n <= free and host * n <= there))
 
 
 def _shape(run: Run, layout: Layout) -> str:
@@ -302,13 +336,26 @@ def remember(
         append_line(descriptor, json.dumps(fields).encode() + b"\n", path, durable=True)
 
 
+def without_kernels(run: Run, layout: Layout, gib: float) -> Layout:
+    """Return the layout with the largest micro-batch that fits into so many GiB of a GPU without mixers' kernels."""
+    for micro in reversed([one for one in divisors(run.batch // layout.ranks) if one <= layout.micro_batch]):
+        tried = _with_micro_batch(run, layout, micro)
+        if micro == 1 or memory(run, tried, on_cuda=True, is_fused=False).gib.high <= gib:
+            break
+    return tried
+
+
 def what_would_fit(run: Run, layout: Layout, *, on_cuda: bool) -> str:
-    """Describe, in one sentence, changes that need clearly less memory than a micro-batch of 1 does now."""
+    """Describe, in one sentence, changes that need clearly less memory than a micro-batch of 1 does now.
+
+    layout: that of an attempt, which knows its kernels.
+    """
+    fused = on_cuda and layout.fuses_mixers
 
     def peak(**changes: int | bool) -> float:
         asked = layout.model_copy(update={"micro_batch": 1, **changes})
         asked = asked.model_copy(update={"accumulation": max(1, run.batch // asked.ranks)})
-        return memory(run, asked, on_cuda=on_cuda).gib.expected
+        return memory(run, asked, on_cuda=on_cuda, is_fused=fused).gib.expected
 
     now = peak()
     text = f"no memory for a micro-batch of 1, which takes about {now:.3g} GiB a rank"

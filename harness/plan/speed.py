@@ -22,8 +22,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from harness.common.format import Estimate
-from harness.plan.memory import activation_bytes, how_computed
+from harness.common.format import GIB, Estimate
+from harness.plan.memory import activation_bytes, how_computed, memory
 from harness.record.journal import Event, read_progress
 from harness.record.root import Layout, Root, read_model, read_model_if_there, write_model
 from harness.record.status import RunState, RunStatus
@@ -54,6 +54,10 @@ MACHINE_PRIOR, BALANCE_PRIOR, NOISE = 1.0, 0.35, 0.1
 timed run."""
 
 
+LEAST_MEASURED = GIB
+"""Fewest expected bytes of a Run whose peak tells of larger ones: workspaces of cuBLAS take a part of any peak."""
+
+
 class StepTime(Frozen):
     """The steps of a finished Run, timed."""
 
@@ -73,6 +77,8 @@ class StepTime(Frozen):
     """Operations a step and rank."""
     seconds: Positive
     """Median of a step."""
+    memory: Positive | None = None
+    """Measured peak of a GPU's memory over the expected one."""
     runs: tuple[str, ...] = ()
     """Ids of the Runs whose journals gave it."""
 
@@ -179,6 +185,19 @@ class Speeds:
                 return Estimate(calls / 2 + busy * fast, expected, 2 * calls + busy * slow), source
             return _spread(expected, CPU_SPREAD), source
         return _spread(expected, ALIKE_SPREAD if source == "calibrated" else OTHER_SPREAD), source
+
+    def measured_memory(self, architecture: str, precision: Precision, kind: str) -> float | None:
+        """Return the measured peak of memory over the expected one on GPUs, in the largest Runs of an architecture.
+
+        None before such a Run has finished.
+        """
+        asked = architecture, precision, kind
+        measured = [
+            (step.bytes, step.memory)
+            for step in self.steps
+            if step.memory is not None and (step.architecture, step.precision, step.device) == asked
+        ]
+        return max(measured)[1] if measured else None
 
     def _fitted(self, device: Device, architecture: str, precision: Precision) -> tuple[float, float, str]:
         usable = [step for step in self.steps if device.is_alike(step) and step.precision is precision]
@@ -297,7 +316,15 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
         return None
     run = row.point.run
     device = str(own.started.get("device", "cpu")).split(":")[0]
-    work = step_work(run, layout, text_positions, on_cuda=device == "cuda")
+    on_cuda = device == "cuda"
+    work = step_work(run, layout, text_positions, on_cuda=on_cuda)
+    # Of its newest attempt, which had this layout; what the first step takes is not yet the peak.
+    used = [
+        event["gpu_memory_gib"]
+        for step, event in own.systems.items()
+        if step > 1 and event["attempt"] == own.attempt and event.get("gpu_memory_gib", 0) > 0
+    ]
+    expected = memory(run, layout, on_cuda=on_cuda, is_fused=on_cuda and layout.fuses_mixers).allocated
     return StepTime(
         architecture=row.point.architecture,
         size=row.point.size,
@@ -308,4 +335,5 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
         threads=layout.threads,
         **work._asdict(),
         seconds=run.tokens_a_step / median(event["tokens_per_second"] for event in events),
+        memory=max(used) * GIB / expected if used and expected >= LEAST_MEASURED else None,
     )

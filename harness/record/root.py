@@ -31,9 +31,14 @@ class Layout(Frozen):
     """CPU threads of each rank, set explicitly because launchers have different defaults."""
     activation_checkpointing: bool = False
     kernels: str = "torch"
-    """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
+    """Kernels of the mixers: ssmttm.model.kernels.chosen().name; a planned layout does not know them."""
     compiled: bool = False
     """True if torch.compile has compiled the blocks."""
+
+    @property
+    def fuses_mixers(self) -> bool:
+        """True if kernels do the whole work of a mixer, which takes those of mamba-ssm and causal-conv1d."""
+        return "," in self.kernels
 
 
 EXACT = frozenset({"ranks", "micro_batch", "zero_stage", "threads", "kernels", "compiled"})
@@ -46,7 +51,10 @@ def layout_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     def facts(started: Mapping[str, Any]) -> dict[str, Any]:
         layout = {key: value for key, value in started.get("layout", {}).items() if key in EXACT}
         device = started.get("device")
-        return layout | ({"device": str(device).split(":", maxsplit=1)[0]} if device else {})
+        kind = str(device).split(":", maxsplit=1)[0]
+        if kind == "cuda":  # the CPU's threads compute no loss there
+            layout.pop("threads", None)
+        return layout | ({"device": kind} if device else {})
 
     earlier = facts(before)
     return [
@@ -84,6 +92,10 @@ class Launch(Frozen):
     """Shortest time without a move of any rank after which the supervisor ends the ranks, to start them again."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of a rank's device, for the MFU."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Kind of device that the plan counted on; null (of former versions) takes what there is."""
+    wait_seconds: Positive | None = None
+    """Longest planned time, at the high end, in which ranks wait for another one."""
     code: str | None = None
     """State of the code it was submitted with: a record under ROOT/studies/NAME/code."""
     tracking: str | None = None

@@ -76,6 +76,7 @@ class ResourceChoice(Frozen):
     """Null is 0 if ranks are given, else the lowest that fits."""
     micro_batch: Count | None = None
     threads: Count | None = None
+    """CPU threads of a rank. Null is 1, and on GPUs the rank's share of its node's cores."""
     activation_checkpointing: bool | None = None
     """True if the backward pass computes blocks again: less memory, a third more work, the same losses.
     Null is false, unless ranks are null too and nothing fits otherwise."""

@@ -270,6 +270,8 @@ class Submission:
             eval_every=study.tracking.eval_every,
             stall_seconds=study.resources.stall_seconds,
             peak_flops=planned.size.peak_flops,
+            device="cuda" if planned.size.on_gpus else "cpu",
+            wait_seconds=planned.size.duration.longest_wait,
             code=self.code,
             tracking=sidecar_uri(study, self.root) if self.sidecars else None,
         )
@@ -286,6 +288,7 @@ class Submission:
             ranks=one.layout.ranks,
             threads=one.layout.threads,
             gpu_fraction=one.size.resources.gpu_fraction if one.layout.ranks == 1 else 1.0,
+            host_gib=one.size.resources.host_gib,
             seconds=max(0.0, 3600 * sum(run.hours.expected for run in runs) - start),
             hours=sum((run.hours for run in runs), Estimate()),
             label=f"{point.size} ({point.architecture})",

@@ -9,16 +9,23 @@ import gc
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from pydantic import TypeAdapter
 
 from harness.common.disk import DiskFull
+from harness.common.format import counted
+from harness.common.gpus import VISIBLE
+from harness.plan.memory import CUDA_CONTEXT
+from harness.record.heartbeat import FIRST
 from harness.record.journal import Fenced
+from harness.record.root import Launch
 from harness.study.run import Frozen
+from harness.train.device import describe_lack, tell_all, why_on_cpu
 from harness.train.meeting import bind_sockets, meet
 from harness.train.stopping import GPU_SHARE, is_out_of_memory
 from ssmttm.errors import InputError
@@ -28,6 +35,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NCCL_HEARTBEAT = "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"
+"""Environment variable of PyTorch: seconds after which NCCL's watchdog itself counts as hung, 480 by default."""
+LEAST_TIME_OUT, UNKNOWN_TIME_OUT = timedelta(hours=1), timedelta(days=1)
+"""Shortest time-out of a collective, and the one where no plan is known."""
+WAIT_MARGIN = 4.0
+"""Time-out of a collective, as a multiple of the longest planned wait."""
 MOST_BYTES = 2**26
 """Longest value that the first rank sends to the others."""
 
@@ -40,11 +53,20 @@ class Ranks:
     world: int
     device: str
     """A torch device: cuda:LOCAL_RANK or cpu."""
+    problem: str | None = None
+    """Reason why these ranks cannot train what was planned, the same on all of them."""
+    is_split: bool = False
+    """True if some ranks have a GPU and others none."""
 
     @property
     def is_first(self) -> bool:
         """True if this process writes journals and checkpoint markers for all."""
         return self.rank == 0
+
+    def check(self) -> None:
+        """Raise InputError, on every rank, if these ranks cannot train what was planned."""
+        if self.problem is not None:
+            raise InputError(self.problem)
 
     def broadcast(self, value: T, kind: Any) -> T:
         """Return the first rank's value on every rank, sent as JSON and read as the type `kind`; collective."""
@@ -125,39 +147,61 @@ def device_name(device: str) -> str | None:
     return str(torch.cuda.get_device_name(device))
 
 
-def initialise_ranks(threads: int, wanted: int | None = None) -> Ranks:
+def initialise_ranks(threads: int, planned: Launch | None = None, wanted: int | None = None) -> Ranks:
     """Join the process group described by RANK, WORLD_SIZE and SSMSCALE_MEETING, or be a group of one.
 
-    The group is made once a process and kept: a DeepSpeed engine built after a group was destroyed fails. Raises
-    InputError if `wanted` ranks were to be started, and the launcher started another number.
+    The group is made once a process and kept: a DeepSpeed engine built after a group was destroyed fails. Where these
+    are not the `wanted` ranks or not on the devices that `planned` counts on, the result names the problem and nothing
+    may train. Raises InputError if the environment is wrong.
     """
     import torch
 
-    from ssmttm.compat import keep_freed_memory, without_mlflow
+    from ssmttm.compat import keep_freed_memory
 
-    on_cuda = torch.cuda.is_available()
-    backend = "nccl" if on_cuda else "gloo"
-    if not on_cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    torch.set_num_threads(threads)
+    share = float(os.environ.get(GPU_SHARE, "1"))
+    torch.set_num_threads(max(1, int(share * threads)))  # ranks that share a GPU share its cores
     keep_freed_memory()
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_PROCID" in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = planned.device if planned else None
     if wanted not in {None, world}:
-        raise InputError(
+        problem = (
             f"this worker was started as rank {rank} of {world}, and the study's plan has {wanted}: the launcher hides "
             "its variables (such as SLURM_PROCID and SLURM_NTASKS) from its tasks, or starts another number of them"
         )
+        if not torch.distributed.is_initialized():  # a group of another number might never be complete
+            return Ranks(0, 1, "cpu", problem)
+        return replace(_joined(), problem=problem)
+    if device == "cpu" and not torch.distributed.is_initialized():
+        os.environ[VISIBLE] = ""
+    _set_time_outs(planned)
+    ranks = _joined()
+    if ranks.problem is not None and device == "cuda":
+        return replace(ranks, problem=f"planned for {counted(world, 'GPU')}, but {ranks.problem}")
+    return ranks if ranks.is_split else replace(ranks, problem=None)
+
+
+@cache
+def _joined() -> Ranks:
+    """Join the process group, once; a rank without a GPU is named as the problem, and all then use the CPU."""
+    import torch
+
+    from ssmttm.compat import without_mlflow
+
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    store, reasons = _meet(rank, world, why_on_cpu(local_rank))
+    on_cuda = set(reasons) == {None}
     if on_cuda:
-        torch.cuda.set_device(local_rank)
-        if share := os.environ.get(GPU_SHARE):  # a rank that needs more fails itself, and not its neighbours
-            torch.cuda.set_per_process_memory_fraction(float(share))
+        _keep_to_share()
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    backend = "nccl" if on_cuda else "gloo"
     if not torch.distributed.is_initialized():
-        _join(rank, world, backend)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with without_mlflow():
@@ -168,11 +212,12 @@ def initialise_ranks(threads: int, wanted: int | None = None) -> Ranks:
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     if not gc.get_freeze_count():
         gc.freeze()  # the imports made no garbage, and every Series ends with a collection
-    return Ranks(rank, world, f"cuda:{local_rank}" if on_cuda else "cpu")
+    device, is_split = f"cuda:{local_rank}" if on_cuda else "cpu", None in reasons and not on_cuda
+    return Ranks(rank, world, device, describe_lack(reasons), is_split=is_split)
 
 
-def _join(rank: int, world: int, backend: str) -> None:
-    import torch
+def _meet(rank: int, world: int, reason: str | None) -> tuple[Store, list[str | None]]:
+    """Return the store that all ranks share, and the reason of each for having no GPU."""
     from torch._C._distributed_c10d import HashStore
 
     # DeepSpeed reads these even where the group already exists.
@@ -186,17 +231,38 @@ def _join(rank: int, world: int, backend: str) -> None:
             f"WORLD_SIZE={world}: ranks meet in a folder that SSMSCALE_MEETING names, and it is not set; let "
             "`ssmscale submit` start them"
         )
-    store: Store = HashStore()
     if folder and world > 1:
         store = meet(Path(folder), rank, world)
-    else:
-        bind_sockets(is_one_node=True)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+        return store, tell_all(store, rank, world, reason)
+    bind_sockets(is_one_node=True)
+    return HashStore(), [reason]
 
 
-def leave_time_outs_to_supervisor() -> None:
-    """Let collectives wait for a day: the supervisor ends ranks that stall, and knows which pauses are usual."""
+def _keep_to_share() -> None:
+    """Have a rank that needs more than its share of a GPU fail itself, and not its neighbours."""
+    import torch
+
+    if share := os.environ.get(GPU_SHARE):
+        _, total = torch.cuda.mem_get_info()
+        # Only torch's own allocations count; the context of each process comes on top.
+        torch.cuda.set_per_process_memory_fraction(max(0.0, float(share) - CUDA_CONTEXT / total))
+
+
+def _set_time_outs(planned: Launch | None) -> None:
+    """Let collectives wait for the longest wait that the plan counts on, with a margin.
+
+    The margin also exceeds the patience of a supervisor, which ends ranks that stall and knows which pauses are usual:
+    PyTorch's own ten minutes for NCCL would end ranks that wait while one converts or marks a large checkpoint.
+    """
     from torch.distributed import distributed_c10d
 
+    limit = UNKNOWN_TIME_OUT
+    if planned is not None and planned.wait_seconds is not None:
+        seconds = max(WAIT_MARGIN * planned.wait_seconds, 2 * FIRST * planned.stall_seconds)
+        limit = max(LEAST_TIME_OUT, timedelta(seconds=seconds))
     names = "default_pg_timeout", "default_pg_nccl_timeout"  # DeepSpeed's own groups take no other
-    vars(distributed_c10d).update(dict.fromkeys(names, timedelta(days=1)))
+    vars(distributed_c10d).update(dict.fromkeys(names, limit))
+    for group in distributed_c10d._world.pg_map:  # NCCL's watchdog ends a rank by the time-out of its group
+        distributed_c10d._set_pg_timeout(limit, group)
+    # Groups read it when they are made.
+    os.environ.setdefault(NCCL_HEARTBEAT, str(int(limit.total_seconds())))

@@ -52,7 +52,7 @@ from harness.train.engine import engines_held, free_memory
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.part import work_on
-from harness.train.ranks import Ranks, device_name, initialise_ranks, leave_time_outs_to_supervisor
+from harness.train.ranks import Ranks, device_name, initialise_ranks
 from harness.train.shortage import note_shortage
 from harness.train.stopping import (
     EXIT_NO_SPACE,
@@ -93,8 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     running_code()  # cached now: the files may be edited while this process waits for its next Series
     stop = StopFlag()
-    if options.feed or options.supervised:
-        leave_time_outs_to_supervisor()
 
     def run() -> int:
         if options.feed:
@@ -171,13 +169,13 @@ def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
 def train_series(runs: Sequence[Run], root: Root, stop: StopFlag, wanted: int | None = None) -> str:
     """Train the unfinished Runs of one Series; return finished, failed, preempted, or busy (another process trains it).
 
-    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed. Raises InputError if
-    this is not one of the `wanted` ranks.
+    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed. The Runs fail if this is
+    not one of the `wanted` ranks, or has not the device that was planned.
     """
     launch = read_launch(root, runs[0].series_id)
     if scheduler_job() is not None:  # else the Runs fail, and say so
         need_on_node(launch.corpus)
-    ranks = initialise_ranks(launch.threads, wanted)
+    ranks = initialise_ranks(launch.threads, launch, wanted)
     work = _SeriesWork(runs, root, launch, ranks, stop)
     try:
         with naming_a_full_disk(work.folder):
@@ -276,6 +274,7 @@ class _SeriesWork:
         self.process = describe_process(self.launch) | {"device_name": device_name(device)}
         code, submitted = self.process["code"], self.launch.code
         try:
+            self.ranks.check()
             while True:
                 with self.heartbeat.counting(written_bytes):  # as compiling does
                     layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
@@ -319,7 +318,7 @@ class _SeriesWork:
                     raise NodeFailure(f"series {self.series_id}: {failure}") from error
                 reason = f"{reason}; this machine has failed, and not the run"
             log.error("series %s: %s", self.series_id, reason)
-            if self.ranks.world > 1:
+            if self.ranks.world > 1 and self.ranks.problem is None:
                 # The other ranks are at another step by now, and this error may be a consequence of their end and
                 # not the cause: the supervisor ends all ranks and starts them again.
                 raise SystemExit(1) from error

@@ -56,8 +56,8 @@ class DevCluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment under which SLURM's programs talk to this cluster."""
-        return {"SLURM_CONF": str(self.home / "slurm.conf")}
+        """Environment under which SLURM's programs talk to this cluster, whose GPUs no rank finds."""
+        return {"SLURM_CONF": str(self.home / "slurm.conf"), "SSMSCALE_DEVICE": "cpu"}
 
     @property
     def node_names(self) -> list[str]:

@@ -10,7 +10,6 @@ is that of one part.
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -58,6 +57,7 @@ from ssmttm.corpus.workers import LocalWorkers, Workers
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
 from ssmttm.files import write_atomically
+from ssmttm.limits import usable_cores
 from ssmttm.locks import file_lock
 
 _JOINS = "joins.lock"
@@ -152,7 +152,7 @@ def build_corpus(
 def local_workers(count: int | None = None) -> OpenWorkers:
     """Return what starts so many processes of this machine, one a core if not given."""
     return lambda build, progress: LocalWorkers(
-        build.spec, build.out, build.work, count or _cores(), progress, build.codec, build.device
+        build.spec, build.out, build.work, count or usable_cores(), progress, build.codec, build.device
     )
 
 
@@ -331,12 +331,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _peak_mib() -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.plan.resources import is_compiled
 from harness.record.root import Layout
 from harness.train.engine import Engine, free_memory
 from harness.train.ranks import initialise_ranks
@@ -22,10 +23,11 @@ from tests.gpu.sizes import DEVICE, Size
 def engine_of(
     size: Size, architecture: str, accumulation: int = 1, *, blocks: int | None = None, **layout: Any
 ) -> Iterator[Engine]:
-    """Build an engine, and free it after the block."""
+    """Build an engine, and free it after the block; on a GPU its blocks are compiled, as those of studies are."""
     run = size.run(size.config(architecture, blocks), accumulation)
-    fields = {"micro_batch": size.micro_batch, "accumulation": accumulation, **layout}
-    engine = Engine(run, Layout.model_validate(fields), initialise_ranks(4))
+    compiled = is_compiled(None, layout.get("zero_stage", 0), on_cuda=DEVICE == "cuda")
+    fields = {"micro_batch": size.micro_batch, "accumulation": accumulation, "compiled": compiled}
+    engine = Engine(run, Layout.model_validate({**fields, **layout}), initialise_ranks(4))
     try:
         yield engine
     finally:

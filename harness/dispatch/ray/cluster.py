@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
+from harness.common.gpus import VISIBLE
 from harness.common.process import PipeReader, describe_end, ignoring, interpreter, start_logged
 from harness.dispatch.ray.host import LOOPBACK, RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
@@ -268,7 +269,9 @@ def ray_here(
         dashboard=dashboard,
         object_store_bytes=object_store_bytes,
     )
-    nodes = RayNodes(agent_command(plan), plan, os.environ)
+    # By their names, since the indices of MIG slices are not those of GPUs.
+    names = {VISIBLE: ",".join(cluster.device_names)} if cluster.device_names else {}
+    nodes = RayNodes(agent_command(plan), plan, {**os.environ, **names})
     try:
         with nodes.running() as address:
             yield address

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.common import limits
-from harness.common.limits import oom_kills, usable_cores, usable_memory
+from harness.common.limits import oom_kills, usable_memory
 from harness.plan.cluster import this_machine
+from ssmttm import limits
+from ssmttm.limits import usable_cores
 
 MIB = 2**20
 
@@ -111,7 +112,7 @@ def test_a_ulimit_counts() -> None:
 @pytest.fixture
 def small_cgroup() -> Iterator[Path]:
     """A cgroup in which processes may take 200 MiB."""
-    folders = [folder for folder in limits._cgroups("memory") if (folder / "memory.limit_in_bytes").exists()]
+    folders = [folder for folder in limits.cgroups("memory") if (folder / "memory.limit_in_bytes").exists()]
     if not folders or os.geteuid() != 0:
         pytest.skip("needs root, and version 1 of cgroups")
     folder = folders[-1] / f"ssmscale-test-{uuid.uuid4().hex[:8]}"

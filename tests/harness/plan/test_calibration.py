@@ -6,9 +6,15 @@ import shutil
 
 import pytest
 
-from harness.plan.speed import own_steps, write_calibration
-from harness.record.root import Root
+from harness.common.format import GIB
+from harness.plan.memory import CUDA_CONTEXT, memory
+from harness.plan.speed import Speeds, own_steps, write_calibration
+from harness.record.journal import Event
+from harness.record.root import Layout, Root
+from harness.study.run import Precision
+from tests.harness.conftest import PlanOf
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
+from tests.harness.nvml import H100, install
 from tests.studies import Fields
 
 
@@ -77,3 +83,43 @@ def test_runs_that_shared_a_gpu_are_left_out(one_length: Fields, here: Root) -> 
     one_length["grid"]["seeds"] = [1]
     trained(here, one_length, 1000.0, device="cuda:0")
     assert speeds(here, one_length) == {"cuda": [1000]}
+
+
+def measured_on_gpu(root: Root, fields: Fields, kernels: str) -> float | None:
+    """Finish every Run of a study on a GPU with a quarter more memory than expected; return what plans make of it."""
+    for point in registered(root, fields).points:
+        layout = Layout(micro_batch=8, kernels=kernels)
+        expected = memory(point.run, layout, on_cuda=True, is_fused=kernels != "torch").allocated / GIB
+        begin_series(root, point.run).close()
+        journal = begin_run(root, point.run, layout=layout.model_dump(), device="cuda:0")
+        log_steps(journal, [2, 3], tokens_per_second=1000.0)
+        for step, share in ((1, 9.0), (2, 1.2), (3, 1.25)):  # the first step allocates what later ones reuse
+            journal.append(Event.SYSTEM, step=step, gpu_memory_gib=share * expected)
+        finish(journal, point.run)
+    kept(root, fields)
+    speeds = Speeds(own_steps(root, "tiny", rows_of(root, fields), 4))
+    assert speeds.measured_memory("prefix_simba", Precision.BF16, "cuda") is None
+    return speeds.measured_memory("prefix_simba", Precision.FP32, "cuda")
+
+
+@pytest.mark.parametrize("kernels", ["torch", "mamba-ssm 2.3.2, causal-conv1d 1.7.0"])
+def test_measured_peaks_of_gpus_correct_and_narrow_later_plans(
+    one_length: Fields, here: Root, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    install(monkeypatch, H100)
+    one_length |= {"root": str(here.path)}
+    one_length["grid"]["sizes"] = {"l": {"n_blocks": 24, "d_model": 1024}}
+    (before,) = plan_of(one_length)["runs"]
+    assert measured_on_gpu(here, one_length, kernels) == pytest.approx(1.25)
+    one_length["grid"]["seeds"] = [1]
+    document = plan_of(one_length)
+    (after,) = document["runs"]
+    context = CUDA_CONTEXT / GIB
+    assert after["memory_gib"] - context == pytest.approx(1.25 * (before["memory_gib"] - context), rel=0.01)
+    widths = [run["memory_gib_high"] / run["memory_gib_low"] for run in (before, after)]
+    assert widths[1] < widths[0]
+    assert "memory_estimated" not in {note["code"] for note in document["design"]["notes"]}
+
+
+def test_peaks_of_the_smallest_runs_tell_nothing_of_others(one_length: Fields, here: Root) -> None:
+    assert measured_on_gpu(here, one_length, "torch") is None

@@ -8,6 +8,7 @@ import pytest
 
 from harness.common.format import Estimate
 from harness.plan.cluster import Cluster
+from harness.plan.memory import memory
 from harness.plan.resources import Refused, choose_resources, remember, what_would_fit
 from harness.record.root import Layout
 from harness.study.run import Precision, Run
@@ -148,6 +149,14 @@ def test_remedies_are_one_sentence_with_keys_of_the_study() -> None:
     said = what_would_fit(run, Layout(micro_batch=1, accumulation=128), on_cuda=True)
     assert "activation_checkpointing: true" in said
     assert "\n" not in said
+
+
+def test_remedies_count_with_the_kernels_of_the_attempt() -> None:
+    run, layout = run_of(1024, 24), Layout(accumulation=128)
+    fused = layout.model_copy(update={"kernels": "mamba-ssm 2.3.2, causal-conv1d 1.7.0"})
+    for one, is_fused in ((fused, True), (layout.model_copy(update={"kernels": "mamba-ssm 2.3.2"}), False)):
+        taken = memory(run, layout, on_cuda=True, is_fused=is_fused).gib.expected
+        assert f"takes about {taken:.3g} GiB a rank" in what_would_fit(run, one, on_cuda=True)
 
 
 def test_a_small_memory_takes_smaller_micro_batches() -> None:

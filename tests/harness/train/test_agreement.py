@@ -98,7 +98,7 @@ time.sleep(600)
 """
     monkeypatch.setattr(worker_process, "PLAIN", [sys.executable, "-c", program])
     monkeypatch.setattr(local, "ALONE_SECONDS", 0.5)
-    group = local._Group(2, 1, [0, 1], tmp_path, on_gpus=False)
+    group = local._Group(2, 1, [0, 1], tmp_path, "")
     handle: Any = SimpleNamespace(task=SimpleNamespace(folder=tmp_path, stall_seconds=600.0, order="order"))
     try:
         group.feed(handle)

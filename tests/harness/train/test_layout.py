@@ -14,7 +14,6 @@ from harness.record.status import StatusReader, to_rounding
 from harness.train import engine
 from harness.train.stopping import StopFlag
 from harness.train.worker import train_series
-from ssmttm.errors import InputError
 from tests.harness.journals import read_events, registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, undisturbed
 from tests.studies import Fields
@@ -77,11 +76,10 @@ def test_a_worker_refuses_to_train_on_another_number_of_ranks_than_was_asked_for
     here: Root, study_fields: Fields
 ) -> None:
     ((place, runs), *_) = prepared(here, study_fields)
-    with pytest.raises(
-        InputError, match=r"started as rank 0 of 1, and the study's plan has 2: the launcher hides"
-    ):
-        train_series(runs, place, StopFlag(), 2)
-    assert read_progress(series_folder(here)).attempt == 0
+    assert train_series(runs, place, StopFlag(), 2) == "failed"
+    (told,) = read_events(series_folder(here))
+    assert told["event"] == "failed"
+    assert "started as rank 0 of 1, and the study's plan has 2: the launcher hides" in told["reason"]
 
 
 def test_the_journal_holds_samples_of_the_resources_that_the_first_rank_uses(interrupted: Root) -> None:

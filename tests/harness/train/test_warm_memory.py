@@ -113,7 +113,7 @@ for line in sys.stdin:
     print(json.dumps({"outcome": "finished", "is_spent": "spent" in line}), flush=True)
 """
     monkeypatch.setattr(worker_process, "PLAIN", [sys.executable, "-c", program])
-    group = local._Group(2, 1, [0, 1], tmp_path, on_gpus=False)
+    group = local._Group(2, 1, [0, 1], tmp_path, "")
     handle: Any = SimpleNamespace(task=SimpleNamespace(folder=tmp_path, stall_seconds=60.0, order="plain"))
     try:
         for order, goes in (("plain", False), ("spent", True)):
