@@ -182,12 +182,17 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Kernels], None]:
     return make
 
 
+def made_launch(folder: Path) -> Launch:
+    facts = {"corpus": folder, "control": folder / "c", "dispatcher": "d", "device": "cuda", "compile": False}
+    return Launch.model_validate({**facts, "micro_batch": 16})
+
+
 def test_without_the_kernels_that_a_plan_counted_on_the_micro_batch_fits_pytorchs_memory(
     here: Root, tmp_path: Path, on_gpu: Callable[[Kernels], None]
 ) -> None:
     on_gpu(Kernels(reason="mamba-ssm is not installed", misses_package=True))
     run, gpu = mixing_run(), Ranks(0, 1, "cuda:0")
-    launch = Launch(corpus=tmp_path, control=tmp_path / "c", dispatcher="d", micro_batch=16, device="cuda")
+    launch = made_launch(tmp_path)
     layout, (said,) = series_layout(here, [run], launch, gpu)
     assert layout.micro_batch < 16
     assert memory(run, layout, on_cuda=True, is_fused=False).gib.high <= 79
@@ -205,6 +210,6 @@ def test_with_the_kernels_nothing_is_said(
     here: Root, tmp_path: Path, on_gpu: Callable[[Kernels], None]
 ) -> None:
     on_gpu(Kernels("mamba-ssm 2.3.2, causal-conv1d 1.7.0", mixer=print, scan=print))
-    launch = Launch(corpus=tmp_path, control=tmp_path / "c", dispatcher="d", micro_batch=16, device="cuda")
+    launch = made_launch(tmp_path)
     layout, said = series_layout(here, [mixing_run()], launch, Ranks(0, 1, "cuda:0"))
     assert (layout.micro_batch, said) == (16, [])
