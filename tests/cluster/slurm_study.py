@@ -35,7 +35,7 @@ PROFILE: dict[str, Any] = {
     "nodes": 2,
     "gpus": 2,
     "gpu_memory_gib": 1,
-    "cores": 4,
+    "cores": 2,
     "memory_gib": 4,
     "limits": {"hours": 1},
     "signal_seconds": 20,

@@ -30,13 +30,13 @@ def test_every_series_is_handed_over_in_one_job_with_its_share_of_the_nodes(
     make: Make, study_fields: Fields
 ) -> None:
     study_fields["grid"]["seeds"] = [0, 1, 2]
-    study = make(study_fields)  # of two GPUs a node, four cores and 4 GiB
+    study = make(study_fields)  # of two GPUs a node, two cores and 4 GiB
     with held_back(study.slurm):
         said = study.submit("--nodes", "2", on="ray")
         assert "6 runs in 3 series packed on 2 nodes with 2 GPUs each submitted to dev: SLURM job" in said
         (job,) = study.queue()
         asked = study.asked(job.split()[0]).split()
-        assert {"NumNodes=2-2", "CPUs/Task=4", "MinMemoryNode=4G", "TresPerNode=gres:gpu:2"} <= set(asked)
+        assert {"NumNodes=2-2", "CPUs/Task=2", "MinMemoryNode=4G", "TresPerNode=gres:gpu:2"} <= set(asked)
         assert study.arrays()[-1].slurm_cluster == cluster_of(study)
         now = study.status()
         assert now["counts"] == {"queued": 6}

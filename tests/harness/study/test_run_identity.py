@@ -53,7 +53,7 @@ def test_defaults_never_change_because_ids_leave_them_out() -> None:
     given = {"architecture": "prefix_simba", "n_blocks": 24, "d_model": 1024, "text": text}
     scan = {"d_state": 512, "d_conv": 4, "expand": 2, "ssm_head_dim": 64, "n_groups": 1}
     others = {"head_dim": 64, "ff_mult": 2, "dropout": 0.3, "n_codebooks": 1, "codebook_size": 1024}
-    assert fields["model"] == given | scan | others
+    assert fields["model"] == given | scan | others | {"residual": "fp32"}
 
 
 NUMBERS = {"seed": 1, "iterations": 10000, "batch": 64, "frames": 1000, "recipe_version": 2}
