@@ -232,6 +232,7 @@ def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSMSCALE_ROOT", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # Ray sets it in a process that has joined a cluster
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command does, and undone after the test
 
     def call(*arguments: object) -> Answer:

@@ -90,10 +90,14 @@ def test_a_rank_that_fails_alone_ends_its_peers_within_a_minute(
     assert worker_process.ALONE_SECONDS + worker_process.KILL_SECONDS <= 60
     program = f"""
 import os, signal, sys, time
+deaf = {str(tmp_path / "deaf")!r}
 if os.environ["RANK"] == "0":
     sys.stdin.readline()
+    while not os.path.exists(deaf):
+        time.sleep(0.01)
     sys.exit({EXIT_PREEMPTED})
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits for the other on its GPU
+open(deaf, "w").close()
 time.sleep(600)
 """
     monkeypatch.setattr(worker_process, "PLAIN", [sys.executable, "-c", program])
