@@ -5,6 +5,8 @@ from __future__ import annotations
 from harness.study.run import Precision
 from ssmttm.errors import InputError
 
+_SINCE_AMPERE = "GPUs from Ampere on multiply so"
+
 
 def multiply_in(precision: Precision, device: str) -> None:
     """Have torch multiply float32 matrices as TF32 on a GPU if a Run asks for it, and in full otherwise.
@@ -24,10 +26,7 @@ def check_tf32(precision: Precision, device: str) -> None:
     import torch
 
     if not device.startswith("cuda"):
-        raise InputError(f"training.precision: tf32: {NO_TF32}, and this rank has no GPU")
+        raise InputError(f"training.precision: tf32: {_SINCE_AMPERE}, and this rank has no GPU")
     if torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
-        raise InputError(f"training.precision: tf32: {NO_TF32}, and this rank has {name}")
-
-
-NO_TF32 = "GPUs from Ampere on multiply so"
+        raise InputError(f"training.precision: tf32: {_SINCE_AMPERE}, and this rank has {name}")
